@@ -1,0 +1,300 @@
+//! Choosing a GPU adapter, opening it, and the one queue everything goes through.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::launch::Recorder;
+use crate::pool::Pool;
+use crate::{Error, Result};
+
+/// Which body the GEMM family runs with; see `strata-kernels`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GemmVariant {
+    /// Register tile without shared memory or barriers: CPU adapters.
+    Lane,
+    /// 64×64 tiles staged in workgroup memory: everything else.
+    Tile,
+}
+
+impl GemmVariant {
+    /// The variant's name as printed and as read from `STRATA_GEMM`.
+    pub fn name(self) -> &'static str {
+        match self {
+            GemmVariant::Lane => "lane",
+            GemmVariant::Tile => "tile",
+        }
+    }
+}
+
+/// What an open GPU adapter can do.
+#[derive(Clone, Debug)]
+pub struct Caps {
+    /// The adapter's name.
+    pub name: String,
+    /// `Vulkan`, `Metal` or `Dx12`.
+    pub backend: String,
+    /// Driver name and version.
+    pub driver: String,
+    /// A CPU pretending to be a GPU (llvmpipe, WARP).
+    pub cpu: bool,
+    /// f16 storage and arithmetic in shaders.
+    pub f16: bool,
+    /// Immediate data (push constants); without it params go through a uniform arena.
+    pub immediates: bool,
+    /// GEMM body in use.
+    pub gemm: GemmVariant,
+    /// Largest storage binding in bytes.
+    pub max_binding: u64,
+    /// Largest workgroup memory in bytes.
+    pub max_workgroup_memory: u32,
+}
+
+/// One line of `strata devices`.
+#[derive(Clone, Debug)]
+pub struct AdapterSummary {
+    /// Position in the list, usable as `--adapter`.
+    pub index: usize,
+    /// What it can do, had it been opened with default options.
+    pub caps: Caps,
+    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub kind: &'static str,
+}
+
+/// How to open a GPU adapter.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Part of the adapter's name (any case) or its index; `None` takes the best.
+    pub adapter: Option<String>,
+    /// Fill every new tensor with NaN and put guard words behind it, within reach of a kernel that overruns.
+    pub debug: bool,
+    /// GEMM body instead of the one that suits the adapter. The environment's `STRATA_GEMM` comes second.
+    pub gemm: Option<GemmVariant>,
+    /// Send params through the uniform arena even where immediates exist. `STRATA_IMMEDIATES=0` does the same.
+    pub no_immediates: bool,
+}
+
+/// Counters since the adapter was opened. Bytes are of GPU memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes in tensors that are alive, as allocated (size classes, guards).
+    pub live_bytes: u64,
+    /// Highest `live_bytes` since the last [`Gpu::reset_peak`].
+    pub peak_bytes: u64,
+    /// Bytes the pool holds, alive or free.
+    pub allocated_bytes: u64,
+    /// Buffers created.
+    pub buffers: u64,
+    /// Bind groups created.
+    pub bind_groups: u64,
+    /// Pipelines created.
+    pub pipelines: u64,
+    /// Kernels launched.
+    pub launches: u64,
+    /// Floating-point operations the launches declared.
+    pub flops: u64,
+}
+
+pub(crate) struct Inner {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub caps: Caps,
+    pub debug: bool,
+    pub lost: Arc<AtomicBool>,
+    pub pool: Mutex<Pool>,
+    pub recorder: Mutex<Recorder>,
+}
+
+/// An open GPU adapter. Cloning is cheap; all clones share one queue, one pool and one set of caches.
+#[derive(Clone)]
+pub struct Gpu(pub(crate) Arc<Inner>);
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({})", self.0.caps.name)
+    }
+}
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when nothing matches, [`Error::Open`] when the driver refuses.
+    pub fn open(options: &GpuOptions) -> Result<Gpu> {
+        let adapters = adapters();
+        let found = || match adapters.is_empty() {
+            true => "none".to_string(),
+            false => adapters
+                .iter()
+                .enumerate()
+                .map(|(i, a)| format!("{i}: {}", a.get_info().name))
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        let chosen = match &options.adapter {
+            None => adapters.first(),
+            Some(wanted) => match wanted.parse::<usize>() {
+                Ok(index) => adapters.get(index),
+                Err(_) => adapters
+                    .iter()
+                    .find(|a| a.get_info().name.to_lowercase().contains(&wanted.to_lowercase())),
+            },
+        };
+        let Some(adapter) = chosen else {
+            let wanted = options.adapter.as_ref().map_or("is available".into(), |w| format!("matches {w:?}"));
+            return Err(Error::NoAdapter { wanted, found: found() });
+        };
+        open(adapter, options)
+    }
+
+    /// Lists the GPU adapters, best first: discrete, integrated, virtual, CPU.
+    pub fn list() -> Vec<AdapterSummary> {
+        let summary = |(index, a): (usize, &wgpu::Adapter)| AdapterSummary {
+            index,
+            caps: caps(a, &GpuOptions::default()),
+            kind: kind(a.get_info().device_type),
+        };
+        adapters().iter().enumerate().map(summary).collect()
+    }
+
+    /// What this adapter can do.
+    pub fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    /// Whether tensors are poisoned and guarded.
+    pub fn debug(&self) -> bool {
+        self.0.debug
+    }
+
+    /// Counters since opening.
+    pub fn stats(&self) -> Stats {
+        let (pool, recorder) = (self.pool(), self.recorder());
+        Stats {
+            live_bytes: pool.live_bytes,
+            peak_bytes: pool.peak_bytes,
+            allocated_bytes: pool.allocated_bytes,
+            buffers: pool.created,
+            ..recorder.stats
+        }
+    }
+
+    /// Starts `peak_bytes` again from the bytes alive now.
+    pub fn reset_peak(&self) {
+        let mut pool = self.pool();
+        pool.peak_bytes = pool.live_bytes;
+    }
+
+    /// Submits what has been launched so far without waiting for it.
+    pub fn flush(&self) {
+        self.recorder().flush(&self.0);
+    }
+
+    /// Waits until everything launched so far has run.
+    pub fn wait(&self) -> Result<()> {
+        self.flush();
+        self.poll("waiting for the queue")
+    }
+
+    pub(crate) fn poll(&self, doing: &'static str) -> Result<()> {
+        let polled = self.0.device.poll(wgpu::PollType::Wait { submission_index: None, timeout: None });
+        match polled {
+            Err(e) => Err(Error::Lost { doing, cause: e.to_string() }),
+            Ok(_) if self.0.lost.load(Ordering::Relaxed) => Err(Error::Lost {
+                doing,
+                cause: "the device was reset; a display GPU resets a kernel of over about 2 s, so try a smaller batch".into(),
+            }),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.0.pool.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(crate) fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.0.recorder.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn adapters() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    adapters.sort_by_key(|a| {
+        let info = a.get_info();
+        let kind = match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => 0,
+            wgpu::DeviceType::IntegratedGpu => 1,
+            wgpu::DeviceType::VirtualGpu => 2,
+            wgpu::DeviceType::Other => 3,
+            wgpu::DeviceType::Cpu => 4,
+        };
+        (kind, info.backend == wgpu::Backend::Dx12)
+    });
+    adapters
+}
+
+fn kind(t: wgpu::DeviceType) -> &'static str {
+    match t {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "cpu",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
+    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    let cpu = info.device_type == wgpu::DeviceType::Cpu;
+    let from_env = || match std::env::var("STRATA_GEMM").as_deref() {
+        Ok("lane") => Some(GemmVariant::Lane),
+        Ok("tile") => Some(GemmVariant::Tile),
+        _ => None,
+    };
+    let immediates_off = options.no_immediates || std::env::var("STRATA_IMMEDIATES").is_ok_and(|v| v == "0");
+    Caps {
+        backend: format!("{:?}", info.backend),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        cpu,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        immediates: features.contains(wgpu::Features::IMMEDIATES) && !immediates_off,
+        gemm: options.gemm.or_else(from_env).unwrap_or(if cpu {
+            GemmVariant::Lane
+        } else {
+            GemmVariant::Tile
+        }),
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_workgroup_memory: limits.max_compute_workgroup_storage_size,
+        name: info.name,
+    }
+}
+
+fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
+    let caps = caps(adapter, options);
+    let mut features = wgpu::Features::empty();
+    features.set(wgpu::Features::SHADER_F16, caps.f16);
+    features.set(wgpu::Features::IMMEDIATES, caps.immediates);
+    let request = adapter.request_device(&wgpu::DeviceDescriptor {
+        label: Some("strata"),
+        required_features: features,
+        required_limits: adapter.limits(),
+        memory_hints: wgpu::MemoryHints::MemoryUsage,
+        ..Default::default()
+    });
+    let (device, queue) = pollster::block_on(request)
+        .map_err(|e| Error::Open { name: caps.name.clone(), cause: e.to_string() })?;
+    let lost = Arc::new(AtomicBool::new(false));
+    let flag = lost.clone();
+    device.set_device_lost_callback(move |reason, _| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            flag.store(true, Ordering::Relaxed);
+        }
+    });
+    let recorder = Mutex::new(Recorder::new(&device, &caps));
+    let debug = options.debug;
+    let pool = Mutex::new(Pool::default());
+    Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder })))
+}

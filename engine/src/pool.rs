@@ -1,0 +1,86 @@
+//! One buffer per tensor, reused by size class.
+//!
+//! Dropping a tensor returns its buffer at once: all work goes through one queue in order, so whoever takes the
+//! buffer next also runs next. A training step thus reaches a fixed set of buffers after its first run.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use crate::gpu::{Gpu, Inner};
+use crate::{Error, Result};
+
+/// Guard bytes behind a tensor in debug mode, bound together with it so that a kernel can hit them.
+pub(crate) const GUARD_BYTES: u64 = 256;
+/// What guards hold, word by word.
+pub(crate) const GUARD_WORD: u32 = 0x5AFE_60AD;
+
+#[derive(Default)]
+pub(crate) struct Pool {
+    free: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    next_id: u64,
+    pub live_bytes: u64,
+    pub peak_bytes: u64,
+    pub allocated_bytes: u64,
+    pub created: u64,
+}
+
+/// A pooled buffer; goes back to its pool when the last tensor on it is dropped.
+pub(crate) struct Block {
+    pub id: u64,
+    pub buffer: wgpu::Buffer,
+    size: u64,
+    owner: Weak<Inner>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(inner) = self.owner.upgrade() {
+            let mut pool = inner.pool.lock().unwrap_or_else(|e| e.into_inner());
+            pool.live_bytes -= self.size;
+            pool.free.entry(self.size).or_default().push((self.id, self.buffer.clone()));
+        }
+    }
+}
+
+/// Sizes come in steps of an eighth of a power of two, so at most 12.5 % of a large buffer is unused.
+fn size_class(bytes: u64) -> u64 {
+    let bytes = bytes.max(256);
+    let step = (bytes.next_power_of_two() / 16).max(256);
+    bytes.div_ceil(step) * step
+}
+
+impl Gpu {
+    /// A buffer of at least `bytes`, from the pool or new. Its content is undefined.
+    pub(crate) fn block(&self, bytes: u64) -> Result<Arc<Block>> {
+        let size = size_class(bytes);
+        let limit = self.0.caps.max_binding;
+        if size > limit {
+            return Err(Error::TooLarge { bytes, limit });
+        }
+        let mut pool = self.pool();
+        let (id, buffer) = match pool.free.get_mut(&size).and_then(Vec::pop) {
+            Some(entry) => entry,
+            None => {
+                let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+                let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("tensor"),
+                    size,
+                    usage: wgpu::BufferUsages::STORAGE
+                        | wgpu::BufferUsages::COPY_SRC
+                        | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                });
+                if pollster::block_on(scope.pop()).is_some() {
+                    return Err(Error::OutOfMemory { bytes: size, allocated: pool.allocated_bytes });
+                }
+                pool.allocated_bytes += size;
+                pool.created += 1;
+                pool.next_id += 1;
+                (pool.next_id, buffer)
+            }
+        };
+        pool.live_bytes += size;
+        pool.peak_bytes = pool.peak_bytes.max(pool.live_bytes);
+        Ok(Arc::new(Block { id, buffer, size, owner: Arc::downgrade(&self.0) }))
+    }
+}

@@ -1,0 +1,190 @@
+//! Multi-head attention without a score matrix: online softmax forward; backward in two kernels, one per query and one
+//! per key, without atomics.
+//!
+//! Saved for the way back: q, k, v, the output, and log-sum-exp per query.
+
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+
+use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::workgroup;
+
+static SHADER: Shader = Shader {
+    name: "attention",
+    source: include_str!("attention.wgsl"),
+    includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
+};
+static DELTA: Shader =
+    Shader { name: "attention_delta", source: include_str!("attention_delta.wgsl"), includes: &[INDEX] };
+
+params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }
+
+/// Sizes of private memory, in values of a head; a head takes the smallest that holds it.
+const HEAD_SIZES: [u32; 11] = [8, 16, 32, 40, 64, 80, 128, 160, 256, 512, 1024];
+
+/// Kind of attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionArgs {
+    /// Heads, side by side in the last axis.
+    pub heads: usize,
+    /// Query i sees keys 0 … i only.
+    pub causal: bool,
+}
+
+fn defs(pass: &'static str, causal: bool, dtype: DType, wide: bool, size: u32, wg: u32) -> Defs {
+    let w = if wide { 4 } else { 1 };
+    vec![
+        ("PASS", pass.into()),
+        ("CAUSAL", causal.into()),
+        ("T", dtype.wgsl().into()),
+        ("W", w.into()),
+        ("DV", (size / w).into()),
+        ("WG", wg.into()),
+    ]
+}
+
+fn launch<'a>(x: &'a Tensor, p: &AttentionParams, pass: &'static str, causal: bool) -> Result<Launch<'a>> {
+    let wg = workgroup(x.gpu());
+    let Some(size) = HEAD_SIZES.into_iter().find(|s| *s >= p.d) else {
+        return Err(Error::op("attention", format!("heads of {} channels; at most 1024 are supported", p.d)));
+    };
+    let tokens = if pass == "keys" { p.tk } else { p.tq };
+    Ok(Launch::new(x.gpu(), &SHADER)
+        .defs(defs(pass, causal, x.dtype(), p.d.is_multiple_of(4), size, wg))
+        .params(p)
+        .grid(fold_grid((p.batch * p.heads * tokens).div_ceil(wg))))
+}
+
+/// softmax(q kᵀ / √d) v per head: q `[B, Tq, H·D]`, k and v `[B, Tk, H·D]`, to `[B, Tq, H·D]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &AttentionArgs) -> Result<Tensor> {
+    let (&[batch, tq, c], &[kb, tk, kc]) = (q.shape(), k.shape()) else {
+        return Err(Error::op("attention", format!("q {q:?} and k {k:?} must be [B, T, heads · D]")));
+    };
+    let fits =
+        kb == batch && kc == c && v.shape() == k.shape() && args.heads > 0 && c.is_multiple_of(args.heads);
+    if !fits || k.dtype() != q.dtype() || v.dtype() != q.dtype() || tk == 0 {
+        return Err(Error::op("attention", format!("q {q:?}, k {k:?}, v {v:?} with {} heads", args.heads)));
+    }
+    let d = c / args.heads;
+    let causal = args.causal;
+    let p = AttentionParams {
+        batch: batch as u32,
+        heads: args.heads as u32,
+        tq: tq as u32,
+        tk: tk as u32,
+        d: d as u32,
+        scale: (1.0 / (d as f64).sqrt()) as f32,
+    };
+    let flops = 2 * (batch * tq * tk * c) as u64;
+    let lse = Tensor::empty(q.gpu(), &[batch, args.heads, tq], DType::F32)?;
+    let y = Tensor::empty(q.gpu(), q.shape(), q.dtype())?;
+    launch(q, &p, "forward", causal)?
+        .read(0, q)
+        .read(1, k)
+        .read(2, v)
+        .write(3, &lse)
+        .write(4, &y)
+        .flops(2 * flops)
+        .run()?;
+    if ![q, k, v].iter().any(|t| tape.tracks(t)) {
+        return Ok(y);
+    }
+    let (q, k, v, o) = (q.clone(), k.clone(), v.clone(), y.clone());
+    let inputs = [q.clone(), k.clone(), v.clone()];
+    tape.record(&inputs.each_ref(), &y, move |grad_out, grads| {
+        let gpu = q.gpu();
+        let wg = workgroup(gpu);
+        let delta = Tensor::empty(gpu, lse.shape(), DType::F32)?;
+        Launch::new(gpu, &DELTA)
+            .def("T", q.dtype().wgsl())
+            .def("WG", wg)
+            .read(0, &o)
+            .read(1, grad_out)
+            .write(2, &delta)
+            .params(&p)
+            .grid(fold_grid((p.batch * p.heads * p.tq).div_ceil(wg)))
+            .run()?;
+        let back = |pass| {
+            Ok::<_, Error>(
+                launch(&q, &p, pass, causal)?
+                    .read(0, &q)
+                    .read(1, &k)
+                    .read(2, &v)
+                    .read(3, &lse)
+                    .read(4, grad_out)
+                    .read(5, &delta),
+            )
+        };
+        if grads.wants(q.id()) {
+            let dq = Tensor::empty(gpu, q.shape(), q.dtype())?;
+            back("queries")?.write(6, &dq).flops(3 * flops).run()?;
+            grads.add_id(q.id(), dq)?;
+        }
+        if grads.wants(k.id()) || grads.wants(v.id()) {
+            let dk = Tensor::empty(gpu, k.shape(), k.dtype())?;
+            let dv = Tensor::empty(gpu, v.shape(), v.dtype())?;
+            back("keys")?.write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
+            for (t, grad) in [(&k, dk), (&v, dv)] {
+                if grads.wants(t.id()) {
+                    grads.add_id(t.id(), grad)?;
+                }
+            }
+        }
+        Ok(())
+    });
+    Ok(y)
+}
+
+/// The specification; q `[batch, tq, heads · d]`, k and v `[batch, tk, heads · d]`.
+#[allow(clippy::too_many_arguments)]
+pub fn reference(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    [batch, tq, tk]: [usize; 3],
+    heads: usize,
+    d: usize,
+    causal: bool,
+) -> Vec<f64> {
+    let row = heads * d;
+    let mut y = vec![0.0; q.len()];
+    for b in 0..batch {
+        for h in 0..heads {
+            for i in 0..tq {
+                let qi = &q[(b * tq + i) * row + h * d..][..d];
+                let seen = if causal { tk.min(i + 1) } else { tk };
+                let at = |j: usize| (b * tk + j) * row + h * d;
+                let score =
+                    |j| qi.iter().zip(&k[at(j)..]).map(|(a, b)| a * b).sum::<f64>() / (d as f64).sqrt();
+                let s: Vec<f64> = (0..seen).map(score).collect();
+                let top = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = s.iter().map(|s| (s - top).exp()).sum();
+                for (j, s) in s.iter().enumerate() {
+                    let weight = (s - top).exp() / total;
+                    for c in 0..d {
+                        y[(b * tq + i) * row + h * d + c] += weight * v[at(j) + c];
+                    }
+                }
+            }
+        }
+    }
+    y
+}
+
+pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
+    for wg in crate::WORKGROUPS {
+        for dtype in [DType::F32, DType::F16] {
+            for (wide, size) in [(true, 40), (true, 64), (true, 160), (true, 512), (false, 8), (false, 16)] {
+                for pass in ["forward", "queries", "keys"] {
+                    for causal in [false, true] {
+                        variant::<AttentionParams>(out, &SHADER, defs(pass, causal, dtype, wide, size, wg))?;
+                    }
+                }
+            }
+            variant::<AttentionParams>(out, &DELTA, vec![("T", dtype.wgsl().into()), ("WG", wg.into())])?;
+        }
+    }
+    Ok(())
+}

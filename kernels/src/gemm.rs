@@ -1,0 +1,268 @@
+//! The GEMM family: every matmul, linear layer and convolution, forward and input gradient, is one of these launches.
+//!
+//! `out[m, n] = act(α · gate · (Σ_k A[m, k] B[k, n] + Σ_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]`; see
+//! `gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
+
+use strata_engine::{
+    Caps, DType, Def, Error, GemmVariant, Launch, Result, Shader, Tensor, fold_grid, params,
+};
+
+use crate::Act;
+use crate::variants::{ACT, Defs, Variant, variant};
+
+const VEC: (&str, &str) = ("vec", include_str!("include/vec.wgsl"));
+const IO: (&str, &str) = ("gemm_io", include_str!("gemm_io.wgsl"));
+
+static LANE: Shader =
+    Shader { name: "gemm_lane", source: include_str!("gemm_lane.wgsl"), includes: &[VEC, IO, ACT] };
+static TILE: Shader =
+    Shader { name: "gemm_tile", source: include_str!("gemm_tile.wgsl"), includes: &[VEC, IO, ACT] };
+
+params! {
+    struct GemmParams {
+        m: u32, n: u32, c: u32, taps: u32, r: u32, rows_per_gate: u32, alpha: f32,
+        src_h: u32, src_w: u32, dst_h: u32, dst_w: u32, kw: u32, stride: u32, pad: u32,
+    }
+}
+
+/// How B and U lie in memory.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Layout {
+    /// `[n, tap, c]` and `[n, r]`: forward, weights as `[out, in]`.
+    Nt,
+    /// `[c, tap, n]` and `[r, n]`: input gradient with the same weights.
+    Nn,
+}
+
+/// A is an image, and each tap of the kernel shifts it.
+#[derive(Clone, Copy)]
+pub(crate) struct Conv {
+    /// Height and width of the image read.
+    pub src: [usize; 2],
+    /// Height and width of the image written.
+    pub dst: [usize; 2],
+    /// Height and width of the kernel.
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    /// Rows and columns of zeros above and left of the forward input.
+    pub pad: usize,
+    /// The input gradient rather than the forward pass.
+    pub transposed: bool,
+}
+
+/// A low-rank term that extends k.
+#[derive(Clone, Copy)]
+pub(crate) struct Ext<'a> {
+    /// S, `[m, r]`.
+    pub s: &'a Tensor,
+    /// U, `[n, r]` or `[r, n]` by [`Layout`].
+    pub u: &'a Tensor,
+}
+
+/// One launch. `Gemm::new` sets the product; the rest is off until set.
+pub(crate) struct Gemm<'a> {
+    pub a: &'a Tensor,
+    pub b: &'a Tensor,
+    pub layout: Layout,
+    pub m: usize,
+    pub n: usize,
+    /// Values of k per tap.
+    pub c: usize,
+    pub conv: Option<Conv>,
+    pub ext: Option<Ext<'a>>,
+    pub alpha: f32,
+    /// f32 `[G]`; row m is multiplied by entry m / (M / G).
+    pub gate: Option<&'a Tensor>,
+    pub bias: Option<&'a Tensor>,
+    pub residual: Option<&'a Tensor>,
+    pub act: Act,
+}
+
+impl<'a> Gemm<'a> {
+    pub fn new(a: &'a Tensor, b: &'a Tensor, layout: Layout, [m, n, c]: [usize; 3]) -> Gemm<'a> {
+        let (conv, ext, gate, bias, residual) = (None, None, None, None, None);
+        Gemm { a, b, layout, m, n, c, conv, ext, alpha: 1.0, gate, bias, residual, act: Act::None }
+    }
+
+    /// Launches into a fresh tensor of the given shape, whose elements number m · n.
+    pub fn run(self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
+        let gpu = self.a.gpu();
+        let out = Tensor::empty(gpu, shape, self.a.dtype())?;
+        let (m, n, c) = (self.m as u32, self.n as u32, self.c as u32);
+        let conv = self.conv;
+        let [kh, kw] = conv.map_or([1, 1], |v| v.kernel.map(|x| x as u32));
+        let [src_h, src_w] = conv.map_or([1, 1], |v| v.src.map(|x| x as u32));
+        let [dst_h, dst_w] = conv.map_or([1, 1], |v| v.dst.map(|x| x as u32));
+        let r = self.ext.map_or(0, |e| e.s.last() as u32);
+        let gates = self.gate.map_or(1, |g| g.len().max(1));
+        if !self.m.is_multiple_of(gates) {
+            return Err(Error::op(op, format!("{gates} gates do not divide {} rows", self.m)));
+        }
+        let params = GemmParams {
+            m,
+            n,
+            c,
+            taps: kh * kw,
+            r,
+            rows_per_gate: (self.m / gates) as u32,
+            alpha: self.alpha,
+            src_h,
+            src_w,
+            dst_h,
+            dst_w,
+            kw,
+            stride: conv.map_or(1, |v| v.stride as u32),
+            pad: conv.map_or(0, |v| v.pad as u32),
+        };
+        let body = Body::new(gpu.caps(), n);
+        let features = Features {
+            dtype: self.a.dtype(),
+            layout: self.layout,
+            vec: c.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
+            vec_ext: r.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
+            vec_n: n.is_multiple_of(4),
+            conv: conv.map(|v| v.transposed),
+            ext: self.ext.is_some(),
+            bias: self.bias.is_some(),
+            residual: self.residual.is_some(),
+            gate: self.gate.is_some(),
+            act: self.act,
+        };
+        let depth = u64::from(c) * u64::from(params.taps) + u64::from(r);
+        Launch::new(gpu, body.shader)
+            .defs(features.defs(&body))
+            .read(0, self.a)
+            .read(1, self.b)
+            .write(2, &out)
+            .read_opt(3, self.bias)
+            .read_opt(4, self.residual)
+            .read_opt(5, self.ext.map(|e| e.s))
+            .read_opt(6, self.ext.map(|e| e.u))
+            .read_opt(7, self.gate)
+            .params(&params)
+            .grid(fold_grid(body.tiles(m, n)))
+            .flops(2 * u64::from(m) * u64::from(n) * depth)
+            .run()?;
+        Ok(out)
+    }
+}
+
+/// The kernel body and how much of the output one of its workgroups makes.
+struct Body {
+    shader: &'static Shader,
+    /// Lane only: how the 8 invocations of a workgroup lie over rows and columns.
+    lanes: [u32; 2],
+    tile: [u32; 2],
+}
+
+impl Body {
+    fn new(caps: &Caps, n: u32) -> Body {
+        match caps.gemm {
+            GemmVariant::Tile => Body { shader: &TILE, lanes: [1, 1], tile: [64, 64] },
+            // eight invocations side by side where the row is long enough to fill them
+            GemmVariant::Lane => Body::lane(if n > 32 { 8 } else { 1 }),
+        }
+    }
+
+    fn lane(columns: u32) -> Body {
+        let rows = 8 / columns;
+        Body { shader: &LANE, lanes: [rows, columns], tile: [8 * rows, 8 * columns] }
+    }
+
+    fn tiles(&self, m: u32, n: u32) -> u32 {
+        m.div_ceil(self.tile[0]) * n.div_ceil(self.tile[1])
+    }
+}
+
+/// What a GEMM's text depends on.
+struct Features {
+    dtype: DType,
+    layout: Layout,
+    vec: bool,
+    vec_ext: bool,
+    vec_n: bool,
+    /// Whether it is a convolution, and then whether a transposed one.
+    conv: Option<bool>,
+    ext: bool,
+    bias: bool,
+    residual: bool,
+    gate: bool,
+    act: Act,
+}
+
+impl Features {
+    fn defs(&self, body: &Body) -> Defs {
+        let width = |vec: bool| Def::Int(if vec { 4 } else { 1 });
+        vec![
+            ("T", self.dtype.wgsl().into()),
+            ("NN", (self.layout == Layout::Nn).into()),
+            ("V", width(self.vec)),
+            ("VE", width(self.ext && self.vec_ext)),
+            ("VN", self.vec_n.into()),
+            ("CONV", self.conv.is_some().into()),
+            ("TRANSPOSED", self.conv.unwrap_or(false).into()),
+            ("EXT", self.ext.into()),
+            ("BIAS", self.bias.into()),
+            ("RESIDUAL", self.residual.into()),
+            ("GATE", self.gate.into()),
+            ("ACT", self.act.wgsl().into()),
+            ("LM", body.lanes[0].into()),
+            ("LN", body.lanes[1].into()),
+        ]
+    }
+}
+
+/// Every text this family can take, but for combinations that differ only in how often they repeat a part.
+pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
+    let flags = [false, true];
+    let bodies = [Body::lane(1), Body::lane(8), Body { shader: &TILE, lanes: [1, 1], tile: [64, 64] }];
+    for body in &bodies {
+        for dtype in [DType::F32, DType::F16] {
+            for (layout, conv) in
+                [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))]
+            {
+                for (vec, vec_n, vec_ext) in [
+                    (true, true, true),
+                    (true, true, false),
+                    (false, true, true),
+                    (false, false, false),
+                    (true, false, true),
+                ] {
+                    if layout == Layout::Nn && (vec || vec_ext) && !vec_n {
+                        continue;
+                    }
+                    let mut push = |ext, bias, residual, gate, act| {
+                        let f = Features {
+                            dtype,
+                            layout,
+                            vec,
+                            vec_ext,
+                            vec_n,
+                            conv,
+                            ext,
+                            bias,
+                            residual,
+                            gate,
+                            act,
+                        };
+                        variant::<GemmParams>(out, body.shader, f.defs(body))
+                    };
+                    for ext in flags {
+                        for residual in flags {
+                            push(ext, layout == Layout::Nt, residual, false, Act::None)?;
+                            push(ext, false, residual, false, Act::None)?;
+                        }
+                    }
+                    push(false, false, false, true, Act::None)?;
+                    if layout == Layout::Nt && conv.is_none() {
+                        for act in [Act::Silu, Act::Gelu, Act::QuickGelu] {
+                            push(false, true, false, false, act)?;
+                            push(true, true, false, false, act)?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Group norm (arXiv 1803.08494) of channels-last images with frozen affine weights, and SiLU and the time embedding fused.
+//!
+//! Saved for the way back: x, and mean and rstd per sample and group. The output is recomputed.
+
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+
+use crate::tokens::sum_tokens;
+use crate::variants::{ACT, Defs, INDEX, REDUCE, Variant, variant};
+use crate::{Act, workgroup};
+
+static SHADER: Shader = Shader {
+    name: "group_norm",
+    source: include_str!("group_norm.wgsl"),
+    includes: &[INDEX, ACT, REDUCE, ("vec", include_str!("include/vec.wgsl"))],
+};
+
+params! { struct GroupNormParams { batch: u32, tokens: u32, c: u32, groups: u32, eps: f32 } }
+
+/// What group norm does besides normalising.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNormArgs<'a> {
+    /// Groups of neighbouring channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+    /// `[B, C]`, added to every token of a sample before it is normalised (the time embedding).
+    pub add: Option<&'a Tensor>,
+}
+
+#[derive(Clone, Copy)]
+struct Pass {
+    name: &'static str,
+    silu: bool,
+    add: bool,
+    before: bool,
+}
+
+fn defs(pass: Pass, dtype: DType, vec: bool, lane: bool, wg: u32) -> Defs {
+    vec![
+        ("PASS", pass.name.into()),
+        ("SILU", pass.silu.into()),
+        ("ADD", pass.add.into()),
+        ("BEFORE", pass.before.into()),
+        ("T", dtype.wgsl().into()),
+        ("V", if vec { 4u32 } else { 1 }.into()),
+        ("LANE", lane.into()),
+        ("WG", wg.into()),
+    ]
+}
+
+/// Everything the passes share.
+struct Norm<'a> {
+    x: &'a Tensor,
+    add: Option<&'a Tensor>,
+    gamma: &'a Tensor,
+    beta: &'a Tensor,
+    silu: bool,
+    params: GroupNormParams,
+}
+
+impl Norm<'_> {
+    fn launch<'b>(&'b self, name: &'static str, before: Option<&'b Tensor>, out: &'b Tensor) -> Launch<'b> {
+        let (gpu, p) = (self.x.gpu(), &self.params);
+        let (lane, wg) = (gpu.caps().cpu, workgroup(gpu));
+        let vec = p.c.is_multiple_of(4);
+        let pass = Pass {
+            name,
+            silu: self.silu && name != "stats",
+            add: self.add.is_some(),
+            before: before.is_some(),
+        };
+        let workgroups = match name {
+            "apply" | "grad_apply" => (self.x.len() as u32 / if vec { 4 } else { 1 }).div_ceil(wg),
+            _ if lane => (p.batch * p.groups).div_ceil(wg),
+            _ => p.batch * p.groups,
+        };
+        let launch = Launch::new(gpu, &SHADER)
+            .defs(defs(pass, self.x.dtype(), vec, lane, wg))
+            .read(0, self.x)
+            .read_opt(1, self.add)
+            .read_opt(7, before)
+            .write(8, out)
+            .params(p)
+            .grid(fold_grid(workgroups));
+        if name == "stats" { launch } else { launch.read(2, self.gamma).read(3, self.beta) }
+    }
+}
+
+/// Normalises `[B, …, C]` over tokens and each group's channels, with gamma and beta f32 `[C]`.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn group_norm(
+    tape: &Tape,
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    args: &GroupNormArgs<'_>,
+) -> Result<Tensor> {
+    let (batch, c) = (x.shape().first().copied().unwrap_or(1), x.last());
+    if args.groups == 0 || !c.is_multiple_of(args.groups) || gamma.len() != c || beta.len() != c {
+        let message = format!("x {x:?} in {} groups with gamma {gamma:?} and beta {beta:?}", args.groups);
+        return Err(Error::op("group_norm", message));
+    }
+    if let Some(a) = args.add.filter(|a| a.shape() != [batch, c] || a.dtype() != x.dtype()) {
+        return Err(Error::op("group_norm", format!("{a:?} is added to {x:?}; it must be [{batch}, {c}]")));
+    }
+    let params = GroupNormParams {
+        batch: batch as u32,
+        tokens: (x.len() / (batch * c).max(1)) as u32,
+        c: c as u32,
+        groups: args.groups as u32,
+        eps: args.eps,
+    };
+    let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, params };
+    let stats = Tensor::empty(x.gpu(), &[batch, args.groups, 2], DType::F32)?;
+    norm.launch("stats", None, &stats).run()?;
+    let y = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
+    norm.launch("apply", None, &y).read(4, &stats).run()?;
+
+    let mut inputs = vec![x];
+    inputs.extend(args.add);
+    if inputs.iter().any(|t| tape.tracks(t)) {
+        let (x, add, gamma, beta, silu) =
+            (x.clone(), args.add.cloned(), gamma.clone(), beta.clone(), args.silu);
+        let record = inputs.clone();
+        tape.record(&record, &y, move |grad_out, grads| {
+            let norm = Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, params };
+            let sums = Tensor::empty(x.gpu(), stats.shape(), DType::F32)?;
+            norm.launch("grad_sums", None, &sums).read(4, &stats).read(5, grad_out).run()?;
+            // the share that came before must not reach the gradient of `add`
+            let wants_add = add.as_ref().is_some_and(|a| grads.wants(a.id()));
+            let before = if wants_add { None } else { grads.take(x.id()) };
+            let dx = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
+            norm.launch("grad_apply", before.as_ref(), &dx)
+                .read(4, &stats)
+                .read(5, grad_out)
+                .read(6, &sums)
+                .run()?;
+            if let (Some(a), true) = (&add, wants_add) {
+                grads.add_id(a.id(), sum_tokens(&dx, params.batch as usize)?)?;
+            }
+            if grads.wants(x.id()) {
+                grads.add_id(x.id(), dx)?;
+            }
+            Ok(())
+        });
+    }
+    Ok(y)
+}
+
+/// The specification; x is `[batch, tokens, c]`, `add` `[batch, c]`.
+#[allow(clippy::too_many_arguments)]
+pub fn reference(
+    x: &[f64],
+    gamma: &[f64],
+    beta: &[f64],
+    add: Option<&[f64]>,
+    [batch, tokens, c]: [usize; 3],
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Vec<f64> {
+    let width = c / groups;
+    let mut y = vec![0.0; x.len()];
+    for b in 0..batch {
+        for g in 0..groups {
+            let members: Vec<(usize, usize)> =
+                (0..tokens * width).map(|i| (i / width, g * width + i % width)).collect();
+            let u =
+                |&(t, ch): &(usize, usize)| x[(b * tokens + t) * c + ch] + add.map_or(0.0, |a| a[b * c + ch]);
+            let count = members.len() as f64;
+            let mean = members.iter().map(u).sum::<f64>() / count;
+            let variance = members.iter().map(|m| (u(m) - mean).powi(2)).sum::<f64>() / count;
+            for m in &members {
+                let n = (u(m) - mean) / (variance + eps).sqrt() * gamma[m.1] + beta[m.1];
+                y[(b * tokens + m.0) * c + m.1] = if silu { Act::Silu.of(n) } else { n };
+            }
+        }
+    }
+    y
+}
+
+pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
+    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+        for dtype in [DType::F32, DType::F16] {
+            for vec in [false, true] {
+                for add in [false, true] {
+                    variant::<GroupNormParams>(
+                        out,
+                        &SHADER,
+                        defs(Pass { name: "stats", silu: false, add, before: false }, dtype, vec, lane, wg),
+                    )?;
+                    for silu in [false, true] {
+                        for (name, before) in [
+                            ("apply", false),
+                            ("grad_sums", false),
+                            ("grad_apply", false),
+                            ("grad_apply", true),
+                        ] {
+                            let pass = Pass { name, silu, add, before };
+                            variant::<GroupNormParams>(out, &SHADER, defs(pass, dtype, vec, lane, wg))?;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! The ops of Stable Diffusion on [`strata_engine`]: forward, backward, and a naive f64 reference each.
+//!
+//! Activations are NHWC, `[B, H, W, C]` or `[B, T, C]`; only the last axis matters to most ops. All float tensors of a
+//! call have one type (f32 or f16) except biases, norm weights, gates, losses and LoRA gradients, which are f32 always.
+//! Sums are f32 always. Every op checks shapes, launches, and records its way back on the tape.
+
+mod attention;
+mod conv2d;
+mod elementwise;
+mod embedding;
+mod gemm;
+mod group_norm;
+mod image;
+mod layer_norm;
+mod linear;
+mod matmul;
+mod mse;
+mod optimizer;
+mod tokens;
+mod variants;
+
+pub use attention::{AttentionArgs, attention};
+pub use conv2d::{ConvArgs, ConvShape, Padding, conv2d};
+pub use elementwise::{Act, activation, add, cast, geglu};
+pub use embedding::{embedding, timestep_embedding};
+pub use group_norm::{GroupNormArgs, group_norm};
+pub use image::{concat, split, upsample_nearest};
+pub use layer_norm::layer_norm;
+pub use linear::{Gate, LinearArgs, Lora, linear};
+pub use matmul::matmul;
+pub use mse::mse;
+pub use optimizer::{AdamW, adamw, grad_norm};
+pub use variants::{Variant, variants};
+
+/// The naive f64 twins of the ops: their specification.
+pub mod reference {
+    pub use crate::attention::reference as attention;
+    pub use crate::conv2d::reference as conv2d;
+    pub use crate::elementwise::geglu_reference as geglu;
+    pub use crate::group_norm::reference as group_norm;
+    pub use crate::image::{concat_reference as concat, upsample_reference as upsample_nearest};
+    pub use crate::layer_norm::reference as layer_norm;
+    pub use crate::linear::reference as linear;
+    pub use crate::matmul::reference as matmul;
+    pub use crate::mse::reference as mse;
+    pub use crate::optimizer::reference as adamw;
+}
+
+use strata_engine::{Gpu, Tape};
+
+/// A tape that records, and sums gradients with [`add`].
+pub fn tape() -> Tape {
+    Tape::new(|a, b| add(&Tape::off(), a, b))
+}
+
+/// Invocations per workgroup of kernels without workgroup memory, on CPU and on GPU adapters.
+const WORKGROUPS: [u32; 2] = [8, 128];
+
+fn workgroup(gpu: &Gpu) -> u32 {
+    WORKGROUPS[usize::from(!gpu.caps().cpu)]
+}
