@@ -7,12 +7,12 @@ use crate::launch::Recorder;
 use crate::pool::Pool;
 use crate::{Error, Result};
 
-/// Which body the GEMM family runs with; see `strata-kernels`.
+/// Which bodies kernels run with: the GEMM family, and with it norms and reductions; see `strata-kernels`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GemmVariant {
-    /// Register tile without shared memory or barriers: CPU adapters.
+    /// Everything in registers, no workgroup memory, no barriers: CPU adapters.
     Lane,
-    /// 64×64 tiles staged in workgroup memory: everything else.
+    /// 64×64 tiles and sums in workgroup memory: everything else.
     Tile,
 }
 
@@ -41,7 +41,7 @@ pub struct Caps {
     pub f16: bool,
     /// Immediate data (push constants); without it params go through a uniform arena.
     pub immediates: bool,
-    /// GEMM body in use.
+    /// Kernel bodies in use.
     pub gemm: GemmVariant,
     /// Largest storage binding in bytes.
     pub max_binding: u64,
@@ -67,7 +67,7 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Fill every new tensor with NaN and put guard words behind it, within reach of a kernel that overruns.
     pub debug: bool,
-    /// GEMM body instead of the one that suits the adapter. The environment's `STRATA_GEMM` comes second.
+    /// Kernel bodies instead of the one that suits the adapter. The environment's `STRATA_GEMM` comes second.
     pub gemm: Option<GemmVariant>,
     /// Send params through the uniform arena even where immediates exist. `STRATA_IMMEDIATES=0` does the same.
     pub no_immediates: bool,
@@ -189,9 +189,11 @@ impl Gpu {
         self.recorder().flush(&self.0);
     }
 
-    /// Waits until everything launched so far has run.
+    /// Waits until everything written and launched so far is done.
     pub fn wait(&self) -> Result<()> {
         self.flush();
+        // uploads wait for the next submit, and without a launch there was none
+        self.0.queue.submit([]);
         self.poll("waiting for the queue")
     }
 

@@ -10,8 +10,8 @@ use crate::{Error, Gpu, Params, Result, Tensor};
 const LAUNCHES_PER_SUBMIT: u32 = 64;
 /// Bytes of one params slot in the uniform arena (the largest offset alignment an adapter may ask for).
 const SLOT: u64 = 256;
-/// Cached bind groups before the cache starts anew.
-const MAX_BIND_GROUPS: usize = 1 << 16;
+/// Cached bind groups before the cache starts anew. llvmpipe maps memory for each, and Linux allows 65,530 maps.
+const MAX_BIND_GROUPS: usize = 1 << 14;
 
 /// Lays `workgroups` out as a grid within 65,535 per axis; kernels find their index as
 /// `wid.x + wid.y * num_workgroups.x` and return where it is past the end.

@@ -3,7 +3,7 @@
 //! Dropping a tensor returns its buffer at once: all work goes through one queue in order, so whoever takes the
 //! buffer next also runs next. A training step thus reaches a fixed set of buffers after its first run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use crate::gpu::{Gpu, Inner};
@@ -16,7 +16,9 @@ pub(crate) const GUARD_WORD: u32 = 0x5AFE_60AD;
 
 #[derive(Default)]
 pub(crate) struct Pool {
-    free: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    /// By size, then by id; the lowest id goes first, so that a step that starts with the same free buffers as the one
+    /// before takes the same ones, in whatever order they were dropped, and finds its bind groups in the cache.
+    free: HashMap<u64, BTreeMap<u64, wgpu::Buffer>>,
     next_id: u64,
     pub live_bytes: u64,
     pub peak_bytes: u64,
@@ -37,7 +39,7 @@ impl Drop for Block {
         if let Some(inner) = self.owner.upgrade() {
             let mut pool = inner.pool.lock().unwrap_or_else(|e| e.into_inner());
             pool.live_bytes -= self.size;
-            pool.free.entry(self.size).or_default().push((self.id, self.buffer.clone()));
+            pool.free.entry(self.size).or_default().insert(self.id, self.buffer.clone());
         }
     }
 }
@@ -58,7 +60,7 @@ impl Gpu {
             return Err(Error::TooLarge { bytes, limit });
         }
         let mut pool = self.pool();
-        let (id, buffer) = match pool.free.get_mut(&size).and_then(Vec::pop) {
+        let (id, buffer) = match pool.free.get_mut(&size).and_then(BTreeMap::pop_first) {
             Some(entry) => entry,
             None => {
                 let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);

@@ -63,7 +63,7 @@ pub fn render(
         env.add_template(name, text).map_err(fail)?;
     }
     env.add_template(shader.name, shader.source).map_err(fail)?;
-    // a plain map: minijinja 3.1.0 loses macro arguments in a context that is a Value made from an iterator
+    // not a `Value` collected from pairs, which would be a list
     let context: BTreeMap<&str, minijinja::Value> = defs
         .iter()
         .map(|(k, v)| {

@@ -50,8 +50,14 @@
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let across = (p.n + {{ 8 * LN }}u - 1u) / {{ 8 * LN }}u;
     let block = wid.x + wid.y * groups.x;
-    let first_row = (block / across * {{ LM }}u + lid / {{ LN }}u) * 8u;
-    let first_col = (block % across * {{ LN }}u + lid % {{ LN }}u) * 8u;
+    // what all invocations share is computed without lid, so that a driver can tell
+    {% if LN == 8 %}
+    let first_row = block / across * 8u;
+    let first_col = (block % across * 8u + lid) * 8u;
+    {% else %}
+    let first_row = (block / across * 8u + lid) * 8u;
+    let first_col = block % across * 8u;
+    {% endif %}
     if (first_row >= p.m || first_col >= p.n) {
         return;
     }

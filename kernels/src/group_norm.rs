@@ -6,7 +6,7 @@ use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_gri
 
 use crate::tokens::sum_tokens;
 use crate::variants::{ACT, Defs, INDEX, REDUCE, Variant, variant};
-use crate::{Act, workgroup};
+use crate::{Act, lane, workgroup};
 
 static SHADER: Shader = Shader {
     name: "group_norm",
@@ -63,7 +63,7 @@ struct Norm<'a> {
 impl Norm<'_> {
     fn launch<'b>(&'b self, name: &'static str, before: Option<&'b Tensor>, out: &'b Tensor) -> Launch<'b> {
         let (gpu, p) = (self.x.gpu(), &self.params);
-        let (lane, wg) = (gpu.caps().cpu, workgroup(gpu));
+        let (lane, wg) = (lane(gpu), workgroup(gpu));
         let vec = p.c.is_multiple_of(4);
         let pass = Pass {
             name,

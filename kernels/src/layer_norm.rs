@@ -5,7 +5,7 @@
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
 use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
-use crate::workgroup;
+use crate::{lane, workgroup};
 
 static SHADER: Shader =
     Shader { name: "layer_norm", source: include_str!("layer_norm.wgsl"), includes: &[INDEX, REDUCE] };
@@ -29,7 +29,7 @@ fn launch<'a>(
     grad: bool,
     before: bool,
 ) -> Launch<'a> {
-    let (gpu, lane, wg) = (x.gpu(), x.gpu().caps().cpu, workgroup(x.gpu()));
+    let (gpu, lane, wg) = (x.gpu(), lane(x.gpu()), workgroup(x.gpu()));
     let workgroups = if lane { params.rows.div_ceil(wg) } else { params.rows };
     Launch::new(gpu, &SHADER)
         .defs(defs(grad, before, x.dtype(), lane, wg))

@@ -46,16 +46,21 @@ pub mod reference {
     pub use crate::optimizer::reference as adamw;
 }
 
-use strata_engine::{Gpu, Tape};
+use strata_engine::{GemmVariant, Gpu, Tape};
 
 /// A tape that records, and sums gradients with [`add`].
 pub fn tape() -> Tape {
     Tape::new(|a, b| add(&Tape::off(), a, b))
 }
 
-/// Invocations per workgroup of kernels without workgroup memory, on CPU and on GPU adapters.
+/// Invocations per workgroup: of bodies where every invocation stands alone, and of those with workgroup memory.
 const WORKGROUPS: [u32; 2] = [8, 128];
 
+/// Whether kernels run the bodies for CPU adapters: one invocation does alone what a workgroup does on a GPU.
+fn lane(gpu: &Gpu) -> bool {
+    gpu.caps().gemm == GemmVariant::Lane
+}
+
 fn workgroup(gpu: &Gpu) -> u32 {
-    WORKGROUPS[usize::from(!gpu.caps().cpu)]
+    WORKGROUPS[usize::from(!lane(gpu))]
 }

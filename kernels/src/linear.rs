@@ -70,8 +70,9 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
     let mut inputs = vec![x];
     inputs.extend(args.residual);
     inputs.extend(loras.iter().flat_map(|l| [l.down, l.up]));
-    if args.act != Act::None && inputs.iter().any(|t| tape.tracks(t)) {
-        // the way back needs the value before the activation, which the epilogue would not leave behind
+    if args.act != Act::None && (loras.len() > 1 || inputs.iter().any(|t| tape.tracks(t))) {
+        // the way back needs the value before the activation, which the epilogue would not leave behind; and with
+        // two or more LoRAs the sum is complete only after the first launch
         let plain = linear(tape, x, w, &LinearArgs { act: Act::None, residual: None, ..*args })?;
         let y = activation(tape, &plain, args.act)?;
         return args.residual.map_or(Ok(y.clone()), |r| crate::add(tape, &y, r));
@@ -86,27 +87,17 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
         let s = narrow(x, lora.down, Layout::Nt, k, scale, gate)?;
         branches.push((lora, scale, gate, s));
     }
-    let extends = |i: usize| branches.get(i).map(|(lora, _, _, s)| Ext { s, u: lora.up });
     let mut y = Gemm {
-        ext: extends(0),
+        ext: branches.first().map(|(lora, _, _, s)| Ext { s, u: lora.up }),
         bias: args.bias,
-        residual: args.residual.filter(|_| branches.len() < 2),
+        residual: args.residual,
         act: args.act,
         ..Gemm::new(x, w, Layout::Nt, [m, n, k])
     }
     .run("linear", &shape)?;
-    for (i, (lora, _, _, s)) in branches.iter().enumerate().skip(1) {
-        if args.act != Act::None {
-            return Err(Error::op(
-                "linear",
-                "an activation behind two or more LoRAs; apply it as an op of its own",
-            ));
-        }
+    for (lora, _, _, s) in branches.iter().skip(1) {
         y = Gemm { residual: Some(&y), ..Gemm::new(s, lora.up, Layout::Nt, [m, n, s.last()]) }
             .run("linear", &shape)?;
-        if let (Some(residual), true) = (args.residual, i + 1 == branches.len()) {
-            y = crate::add(&Tape::off(), &y, residual)?;
-        }
     }
 
     if inputs.iter().any(|t| tape.tracks(t)) {

@@ -3,7 +3,7 @@
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
 use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
-use crate::workgroup;
+use crate::{lane, workgroup};
 
 static SHADER: Shader = Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE] };
 
@@ -27,7 +27,7 @@ pub fn mse(tape: &Tape, pred: &Tensor, target: &Tensor, weights: &Tensor) -> Res
         return Err(Error::op("mse", format!("pred {pred:?}, target {target:?}, weights {weights:?}")));
     }
     let gpu = pred.gpu();
-    let (lane, wg) = (gpu.caps().cpu, workgroup(gpu));
+    let (lane, wg) = (lane(gpu), workgroup(gpu));
     let params = MseParams { batch: batch as u32, n: (pred.len() / batch) as u32 };
     let launch = |pass| Launch::new(gpu, &SHADER).defs(defs(pass, pred.dtype(), lane, wg)).params(&params);
 

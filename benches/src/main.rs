@@ -1,0 +1,59 @@
+//! Times kernels at the shapes of Stable Diffusion 1.5, and whole steps of a U-Net.
+//!
+//! Every time is wall clock round a batch of launches and one wait, the median of several batches after a warm-up.
+
+mod ops;
+mod unet;
+
+use std::path::PathBuf;
+
+use strata_engine::{DType, Gpu, GpuOptions};
+
+/// Times kernels, or whole steps of a U-Net.
+#[derive(clap::Parser)]
+struct Args {
+    /// GPU adapter: part of its name, or its index
+    #[arg(long, global = true)]
+    adapter: Option<String>,
+    /// Storage type
+    #[arg(long, global = true, default_value = "f16", value_parser = ["f16", "f32"])]
+    dtype: String,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Kernels at the shapes of Stable Diffusion 1.5
+    Ops {
+        /// Only rows whose name contains this
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// One forward pass and one training step of a U-Net in a folder
+    Unet {
+        /// Folder with config.json and diffusion_pytorch_model.safetensors
+        folder: PathBuf,
+        /// Side of the latents
+        #[arg(long, default_value_t = 32)]
+        latent: usize,
+        /// Samples at once
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        /// Rank of the LoRA on all attention layers
+        #[arg(long, default_value_t = 8)]
+        rank: usize,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    let args: Args = clap::Parser::parse();
+    let gpu = Gpu::open(&GpuOptions { adapter: args.adapter, ..Default::default() })?;
+    let caps = gpu.caps();
+    println!("{}, {}, kernels {}, storage {}", caps.name, caps.driver, caps.gemm.name(), args.dtype);
+    let dtype = if args.dtype == "f16" { DType::F16 } else { DType::F32 };
+    match args.what {
+        What::Ops { filter } => ops::run(&gpu, dtype, &filter),
+        What::Unet { folder, latent, batch, rank } => unet::run(&gpu, dtype, &folder, latent, batch, rank),
+    }
+}

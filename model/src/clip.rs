@@ -1,0 +1,173 @@
+//! The text encoder: transformers' `CLIPTextModel`, a pre-norm transformer whose tokens see only those before them.
+
+use std::path::Path;
+
+use strata_engine::{DType, Gpu, Tensor};
+use strata_kernels::{Act, AttentionArgs, attention, embedding};
+
+use crate::build::{Builder, Plan, load};
+use crate::config::{self, ClipConfig, pooled_index};
+use crate::layers::{LayerNorm, Linear};
+use crate::weights::Weights;
+use crate::{Cx, Error, Result};
+
+/// Turns token ids into states; frozen.
+pub struct Clip<W = Tensor> {
+    config: ClipConfig,
+    /// [vocabulary, C].
+    tokens: W,
+    /// [positions, C].
+    positions: W,
+    layers: Vec<EncoderLayer<W>>,
+    final_norm: LayerNorm<W>,
+}
+
+/// h + out(attention(q, k, v of norm1 h)), then + fc2(act(fc1(norm2 h))).
+struct EncoderLayer<W> {
+    norm1: LayerNorm<W>,
+    q: Linear<W>,
+    k: Linear<W>,
+    v: Linear<W>,
+    out: Linear<W>,
+    norm2: LayerNorm<W>,
+    fc1: Linear<W>,
+    fc2: Linear<W>,
+}
+
+impl Plan for ClipConfig {
+    type Model<W> = Clip<W>;
+
+    fn build<W>(&self, b: &mut Builder<'_, W>) -> Result<Clip<W>> {
+        let channels = self.hidden_size;
+        let table = |b: &mut Builder<'_, W>, name: &str, rows| {
+            b.matrix(format!("embeddings.{name}.weight"), [rows, channels])
+        };
+        Ok(Clip {
+            config: self.clone(),
+            tokens: table(b, "token_embedding", self.vocab_size)?,
+            positions: table(b, "position_embedding", self.max_position_embeddings)?,
+            layers: (0..self.num_hidden_layers)
+                .map(|i| EncoderLayer::build(b, i, self))
+                .collect::<Result<_>>()?,
+            final_norm: LayerNorm::build(b, "final_layer_norm".into(), channels, self.layer_norm_eps)?,
+        })
+    }
+}
+
+impl<W> EncoderLayer<W> {
+    fn build(b: &mut Builder<'_, W>, i: usize, config: &ClipConfig) -> Result<Self> {
+        let (channels, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let at = |name: &str| format!("encoder.layers.{i}.{name}");
+        let linear = |b: &mut Builder<'_, W>, name: &str, inputs, outputs| {
+            Linear::build(b, at(name), inputs, outputs, true)
+        };
+        Ok(Self {
+            norm1: LayerNorm::build(b, at("layer_norm1"), channels, eps)?,
+            q: linear(b, "self_attn.q_proj", channels, channels)?,
+            k: linear(b, "self_attn.k_proj", channels, channels)?,
+            v: linear(b, "self_attn.v_proj", channels, channels)?,
+            out: linear(b, "self_attn.out_proj", channels, channels)?,
+            norm2: LayerNorm::build(b, at("layer_norm2"), channels, eps)?,
+            fc1: linear(b, "mlp.fc1", channels, inner)?,
+            fc2: linear(b, "mlp.fc2", inner, channels)?,
+        })
+    }
+}
+
+impl EncoderLayer<Tensor> {
+    fn forward(&self, cx: &Cx<'_>, h: &Tensor, config: &ClipConfig) -> Result<Tensor> {
+        let n = self.norm1.forward(cx, h)?;
+        let (q, k, v) = (self.q.forward(cx, &n)?, self.k.forward(cx, &n)?, self.v.forward(cx, &n)?);
+        let args = AttentionArgs { heads: config.num_attention_heads, causal: true };
+        let a = attention(cx.tape, &q, &k, &v, &args)?;
+        let h = self.out.forward_with(cx, &a, Act::None, Some(h))?;
+        let n = self.norm2.forward(cx, &h)?;
+        let act = match config.hidden_act {
+            config::Act::QuickGelu => Act::QuickGelu,
+            config::Act::Gelu => Act::Gelu,
+        };
+        let n = self.fc1.forward_with(cx, &n, act, None)?;
+        self.fc2.forward_with(cx, &n, Act::None, Some(&h))
+    }
+}
+
+impl Clip {
+    /// Reads `config.json` and `model.safetensors` of a folder. Names may or may not begin with `text_model.`.
+    ///
+    /// # Errors
+    /// The configuration is of another kind of model, the weights do not fit it, or the GPU is out of memory.
+    pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
+        let config = ClipConfig::open(&folder.join("config.json"))?;
+        let mut weights = Weights::open(folder, "model")?;
+        weights.strip_prefix("text_model.")?;
+        // 0, 1, 2, …, which old versions of transformers stored
+        weights.ignore("embeddings.position_ids");
+        load(&config, weights, gpu, dtype)
+    }
+
+    /// What the model looks like.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.tokens.gpu()
+    }
+
+    /// The states of tokens [B, T] (u32), after the final norm: [B, T, C]. `skip` leaves out that many of the last
+    /// layers: 0 is all of the model, 1 what many call "clip skip 2". An observer sees `hidden.0`, the embeddings, and
+    /// `hidden.i`, what comes out of layer i before the final norm.
+    ///
+    /// # Errors
+    /// There are more tokens than positions, or fewer layers than `skip`; or the GPU fails.
+    pub fn forward(&self, cx: &Cx<'_>, ids: &Tensor, skip: usize) -> Result<Tensor> {
+        let (positions, layers) = (self.config.max_position_embeddings, self.layers.len());
+        if !matches!(ids.shape(), [b, t] if *b > 0 && (1..=positions).contains(t))
+            || ids.dtype() != DType::U32
+        {
+            let message =
+                format!("CLIP: got token ids {ids:?}; it needs u32 [B, T] with T from 1 to {positions}");
+            return Err(Error::Input(message));
+        }
+        let Some(used) = layers.checked_sub(skip) else {
+            return Err(Error::Input(format!("CLIP: cannot skip {skip} layers of {layers}")));
+        };
+        let mut h = embedding(ids, &self.tokens, &self.positions)?;
+        cx.tap("hidden.0", &h);
+        for (i, layer) in self.layers[..used].iter().enumerate() {
+            h = layer.forward(cx, &h, &self.config)?;
+            if cx.taps.is_some() {
+                cx.tap(&format!("hidden.{}", i + 1), &h);
+            }
+        }
+        self.final_norm.forward(cx, &h)
+    }
+
+    /// One state for each text, [B, C]: that of its end token, of what [`forward`](Self::forward) gave for `ids`.
+    /// Waits for the GPU.
+    ///
+    /// # Errors
+    /// `ids` are not those of `hidden`, or the GPU fails.
+    pub fn pooled(&self, hidden: &Tensor, ids: &[Vec<u32>]) -> Result<Tensor> {
+        let fits = match hidden.shape() {
+            &[batch, tokens, _] => {
+                batch > 0 && batch == ids.len() && ids.iter().all(|ids| ids.len() == tokens)
+            }
+            _ => false,
+        };
+        if !fits {
+            let message = format!(
+                "CLIP: {} lists of token ids do not belong to states {:?}",
+                ids.len(),
+                hidden.shape()
+            );
+            return Err(Error::Input(message));
+        }
+        let (values, channels) = (hidden.to_f32()?, hidden.last());
+        let mut pooled = Vec::with_capacity(ids.len() * channels);
+        for (text, ids) in values.chunks_exact(ids[0].len() * channels).zip(ids) {
+            pooled.extend(&text[pooled_index(ids, &self.config) * channels..][..channels]);
+        }
+        Ok(Tensor::from_f32(hidden.gpu(), &pooled, &[ids.len(), channels], hidden.dtype())?)
+    }
+}

@@ -1,0 +1,151 @@
+//! The noise schedule's configuration.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::fields::{Fields, positive};
+use crate::Result;
+
+/// What the model says about a noisy latent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The model predicts the noise ε.
+    Epsilon,
+    /// v = √ᾱ ε − √(1−ᾱ) x₀.
+    VPrediction,
+    /// x₀ itself.
+    Sample,
+}
+
+/// How β grows over the timesteps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// Linear in β.
+    Linear,
+    /// Linear in √β: Stable Diffusion's.
+    ScaledLinear,
+    /// The cosine schedule.
+    SquaredcosCapV2,
+}
+
+/// Which of the timesteps a sampler with fewer steps visits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    /// Equal strides from the first timestep on.
+    Leading,
+    /// Equal strides back from the last timestep.
+    Trailing,
+    /// From the first to the last timestep, both included.
+    Linspace,
+}
+
+/// The noise schedule and what DDIM sampling needs, whichever sampler class the file was written for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SchedulerConfig {
+    /// Timesteps the model was trained on.
+    pub num_train_timesteps: usize,
+    /// β of the first timestep.
+    pub beta_start: f64,
+    /// β of the last timestep.
+    pub beta_end: f64,
+    /// How β grows between them.
+    pub beta_schedule: BetaSchedule,
+    /// Every β, in place of the three above.
+    pub trained_betas: Option<Vec<f64>>,
+    /// What the model says.
+    pub prediction_type: PredictionType,
+    /// Whether the last timestep is made pure noise.
+    pub rescale_betas_zero_snr: bool,
+    /// Added to the timesteps with leading spacing.
+    pub steps_offset: usize,
+    /// Whether the last step lands on ᾱ = 1 rather than on that of timestep 0.
+    pub set_alpha_to_one: bool,
+    /// Which timesteps a sampler visits.
+    pub timestep_spacing: Spacing,
+    /// Whether a sampler clips to −1 to 1, which is for pixels and refused by [`Ddim`](crate::Ddim).
+    pub clip_sample: bool,
+    /// Whether a sampler thresholds, which is for pixels and refused by [`Ddim`](crate::Ddim).
+    pub thresholding: bool,
+}
+
+impl SchedulerConfig {
+    /// Reads scheduler_config.json. Missing keys get the defaults of diffusers' `DDIMScheduler.from_config`, but
+    /// for one: a file of a sampler that does not know `clip_sample` does not mean DDIM's default of clipping.
+    ///
+    /// # Errors
+    /// As [`UnetConfig::open`](super::UnetConfig::open); flow matching is refused.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut f = Fields::open(path)?;
+        let class: String = f.or("_class_name", String::new())?;
+        if class.contains("Flow") {
+            return Err(f.refuse("_class_name", &json!(class), "flow matching is not supported"));
+        }
+        f.only("use_flow_sigmas", &[json!(false), Value::Null])?;
+        f.only(
+            "variance_type",
+            &[
+                json!("fixed_small"),
+                json!("fixed_small_log"),
+                json!("fixed_large"),
+                json!("fixed_large_log"),
+                Value::Null,
+            ],
+        )?;
+        // Settings of samplers other than DDIM, which neither training nor DDIM reads.
+        f.skip(&[
+            "skip_prk_steps",
+            "tensor_format",
+            "algorithm_type",
+            "solver_order",
+            "solver_type",
+            "solver_p",
+            "lower_order_final",
+            "euler_at_final",
+            "final_sigmas_type",
+            "interpolation_type",
+            "lambda_min_clipped",
+            "use_karras_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+            "sigma_min",
+            "sigma_max",
+            "sigma_data",
+            "sigma_schedule",
+            "rho",
+            "timestep_type",
+            "timestep_scaling",
+            "original_inference_steps",
+            "disable_corrector",
+            "predict_x0",
+            "clip_sample_range",
+            "sample_max_value",
+            "dynamic_thresholding_ratio",
+            "flow_shift",
+            "shift_terminal",
+            "time_shift_type",
+            "use_dynamic_shifting",
+        ]);
+        let clips_by_default = class.starts_with("DDIM") || class.starts_with("DDPM");
+        let config = Self {
+            num_train_timesteps: f.count("num_train_timesteps", 1000)?,
+            beta_start: positive(&mut f, "beta_start", 0.0001)?,
+            beta_end: positive(&mut f, "beta_end", 0.02)?,
+            beta_schedule: f.or("beta_schedule", BetaSchedule::Linear)?,
+            trained_betas: f.get("trained_betas")?,
+            prediction_type: f.or("prediction_type", PredictionType::Epsilon)?,
+            rescale_betas_zero_snr: f.or("rescale_betas_zero_snr", false)?,
+            steps_offset: f.or("steps_offset", 0)?,
+            set_alpha_to_one: f.or("set_alpha_to_one", true)?,
+            timestep_spacing: f.or("timestep_spacing", Spacing::Leading)?,
+            clip_sample: f.or("clip_sample", clips_by_default)?,
+            thresholding: f.or("thresholding", false)?,
+        };
+        f.finish()?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,154 @@
+//! From text to pictures: DDIM with classifier-free guidance.
+
+use strata_engine::{DType, Tape, Tensor};
+use strata_kernels::Gate;
+
+use crate::{Cx, Ddim, Error, Pipeline, Result};
+
+/// Text states of a batch of pictures.
+#[derive(Debug, Clone)]
+pub struct Prompts {
+    /// Of what each picture should show, [B, T, C].
+    pub wanted: Tensor,
+    /// Of what it should not, [B, T, C].
+    pub unwanted: Tensor,
+}
+
+/// How to sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Times that the model is run. Default 30.
+    pub steps: usize,
+    /// How far to go from the unwanted towards the wanted: ε = ε_unwanted + guidance · (ε_wanted − ε_unwanted). At 1
+    /// the unwanted has no influence and is not computed. Default 7.5.
+    pub guidance: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { steps: 30, guidance: 7.5 }
+    }
+}
+
+/// A picture: rows of pixels of three bytes, red, green, blue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// height · width · 3 bytes.
+    pub rgb: Vec<u8>,
+}
+
+impl Pipeline {
+    /// Text states [B, T, C] of prompts. `skip` is [`Clip::forward`](crate::Clip::forward)'s.
+    ///
+    /// # Errors
+    /// There is no prompt, `skip` is more than there are layers, or the GPU fails.
+    pub fn encode(&self, prompts: &[&str], skip: usize) -> Result<Tensor> {
+        let ids = prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
+        let shape = [prompts.len(), self.tokenizer.max_length()];
+        let ids = Tensor::from_u32(self.clip.gpu(), &ids.concat(), &shape)?;
+        self.clip.forward(&Cx::new(&Tape::off()), &ids, skip)
+    }
+
+    /// Samples latents: `noise`, standard normal [B, h, w, C], becomes a latent for each pair of prompts. The model sees
+    /// a batch of the B unwanted prompts and then the B wanted ones, of which `gates` says how strong each LoRA set is;
+    /// without guidance, of the B wanted alone. `progress` is called with the number of steps done after each.
+    ///
+    /// # Errors
+    /// Shapes do not fit, the scheduler cannot take so many steps, or the GPU fails.
+    pub fn sample(
+        &self,
+        prompts: &Prompts,
+        noise: &[f32],
+        shape: [usize; 4],
+        gates: &[Gate<'_>],
+        sampling: &Sampling,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Tensor> {
+        let ddim = Ddim::new(&self.schedule, &self.scheduler, sampling.steps)?;
+        let guided = sampling.guidance != 1.0;
+        let context = batch(prompts, guided)?;
+        let (gpu, dtype) = (context.gpu(), context.dtype());
+        let count: usize = shape.iter().product();
+        if noise.len() != count {
+            return Err(Error::Input(format!(
+                "{} values of noise for latents {shape:?}, which have {count}",
+                noise.len()
+            )));
+        }
+        let tape = Tape::off();
+        let cx = Cx { gates, ..Cx::new(&tape) };
+        let copies = if guided { 2 } else { 1 };
+        let doubled = [copies * shape[0], shape[1], shape[2], shape[3]];
+        let mut latents = noise.to_vec();
+        for (i, &t) in ddim.timesteps().iter().enumerate() {
+            let sample = Tensor::from_f32(gpu, &latents.repeat(copies), &doubled, dtype)?;
+            let output = self.unet.forward(&cx, &sample, &vec![t as f32; doubled[0]], &context)?.to_f32()?;
+            let output = match guided {
+                true => guide(&output[..count], &output[count..], sampling.guidance),
+                false => output,
+            };
+            ddim.step(i, 0.0, &mut latents, &output, None)?;
+            if !latents.iter().all(|v| v.is_finite()) {
+                let message = format!(
+                    "step {} of sampling gave values that are not finite; use f32, or less guidance or LoRA",
+                    i + 1
+                );
+                return Err(Error::Input(message));
+            }
+            progress(i + 1);
+        }
+        Ok(Tensor::from_f32(gpu, &latents, &shape, DType::F32)?)
+    }
+
+    /// The pictures of latents [B, h, w, C], one after the other so that memory is enough for large ones.
+    ///
+    /// # Errors
+    /// The shape does not fit, or the GPU fails.
+    pub fn decode(&self, latents: &Tensor) -> Result<Vec<Image>> {
+        let (&[_, h, w, c], false) = (latents.shape(), latents.is_empty()) else {
+            return Err(Error::Input(format!("latents {:?} are not [B, h, w, C]", latents.shape())));
+        };
+        let scale = 1.0 / self.vae.config().scaling_factor as f32;
+        let values = latents.to_f32()?;
+        let tape = Tape::off();
+        let picture = |latent: &[f32]| -> Result<Image> {
+            let latent: Vec<f32> = latent.iter().map(|v| v * scale).collect();
+            let latent = Tensor::from_f32(latents.gpu(), &latent, &[1, h, w, c], self.vae.dtype())?;
+            let decoded = self.vae.decode(&Cx::new(&tape), &latent)?;
+            let (height, width) = (decoded.shape()[1], decoded.shape()[2]);
+            Ok(Image { width, height, rgb: decoded.to_f32()?.into_iter().map(byte).collect() })
+        };
+        values.chunks_exact(h * w * c).map(picture).collect()
+    }
+}
+
+/// The text states that the model sees: the unwanted, if they count, and then the wanted.
+fn batch(prompts: &Prompts, guided: bool) -> Result<Tensor> {
+    let Prompts { wanted, unwanted } = prompts;
+    if !guided {
+        return Ok(wanted.clone());
+    }
+    if wanted.shape() != unwanted.shape() || wanted.shape().len() != 3 {
+        let (wanted, unwanted) = (wanted.shape(), unwanted.shape());
+        let message =
+            format!("wanted prompts {wanted:?} and unwanted ones {unwanted:?} must both be [B, T, C]");
+        return Err(Error::Input(message));
+    }
+    let mut shape = wanted.shape().to_vec();
+    shape[0] *= 2;
+    let values = [unwanted.to_f32()?, wanted.to_f32()?].concat();
+    Ok(Tensor::from_f32(wanted.gpu(), &values, &shape, wanted.dtype())?)
+}
+
+fn guide(unwanted: &[f32], wanted: &[f32], guidance: f32) -> Vec<f32> {
+    unwanted.iter().zip(wanted).map(|(unwanted, wanted)| unwanted + guidance * (wanted - unwanted)).collect()
+}
+
+/// −1 to 1 as 0 to 255, to the nearest and halves to even, as numpy rounds.
+fn byte(value: f32) -> u8 {
+    ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
+}

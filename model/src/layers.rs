@@ -1,0 +1,312 @@
+//! The layers that have weights. They are frozen; a [`Linear`] may carry LoRAs.
+
+use strata_engine::Tensor;
+use strata_kernels::{Act, ConvArgs, GroupNormArgs, LinearArgs, Lora, Padding};
+
+use crate::build::Builder;
+use crate::{Cx, Result};
+
+/// y = x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ, on the last axis. A 1×1 convolution is one of these.
+#[derive(Debug, Clone)]
+pub struct Linear<W = Tensor> {
+    /// Diffusers' name.
+    pub path: String,
+    /// Size of the last axis of x.
+    pub inputs: usize,
+    /// Size of the last axis of y.
+    pub outputs: usize,
+    /// Whether files hold this layer as a 1×1 convolution, with four axes.
+    pub conv: bool,
+    /// [outputs, inputs].
+    pub w: W,
+    /// f32 `[outputs]`.
+    pub b: Option<W>,
+    /// The LoRAs attached to it.
+    pub lora: Vec<LoraSlot>,
+}
+
+/// A LoRA at its layer.
+#[derive(Debug, Clone)]
+pub struct LoraSlot {
+    /// Which attached [`LoraSet`](crate::LoraSet) it belongs to.
+    pub feature: usize,
+    /// [rank, inputs].
+    pub down: Tensor,
+    /// [outputs, rank].
+    pub up: Tensor,
+    /// alpha / rank.
+    pub scale: f32,
+}
+
+impl<W> Linear<W> {
+    pub(crate) fn build(
+        b: &mut Builder<'_, W>,
+        path: String,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let w = b.matrix(format!("{path}.weight"), [outputs, inputs])?;
+        let bias = if bias { Some(b.vector(format!("{path}.bias"), outputs)?) } else { None };
+        Ok(Self { path, inputs, outputs, conv: false, w, b: bias, lora: Vec::new() })
+    }
+
+    /// A 1×1 convolution.
+    pub(crate) fn build_conv(
+        b: &mut Builder<'_, W>,
+        path: String,
+        inputs: usize,
+        outputs: usize,
+    ) -> Result<Self> {
+        let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 1)?;
+        let bias = Some(b.vector(format!("{path}.bias"), outputs)?);
+        Ok(Self { path, inputs, outputs, conv: true, w, b: bias, lora: Vec::new() })
+    }
+
+    /// A layer with bias that is a linear layer or a 1×1 convolution under any of several names: `prefix.names[i]`.
+    pub(crate) fn build_any(
+        b: &mut Builder<'_, W>,
+        prefix: &str,
+        names: &[&str],
+        channels: usize,
+    ) -> Result<Self> {
+        let all = |end: &str| names.iter().map(|name| format!("{prefix}.{name}.{end}")).collect();
+        let w = b.matrix_any(all("weight"), [channels, channels])?;
+        let bias = Some(b.vector_any(all("bias"), channels)?);
+        let path = format!("{prefix}.{}", names[0]);
+        Ok(Self { path, inputs: channels, outputs: channels, conv: false, w, b: bias, lora: Vec::new() })
+    }
+
+    pub(crate) fn info(&self) -> LayerInfo {
+        let kind = if self.conv { LayerKind::Conv1x1 } else { LayerKind::Linear };
+        LayerInfo { path: self.path.clone(), kind, inputs: self.inputs, outputs: self.outputs }
+    }
+}
+
+impl Linear {
+    /// x [.., inputs] to y [.., outputs].
+    ///
+    /// # Errors
+    /// Shapes do not fit, or an attached LoRA has no gate.
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(cx, x, Act::None, None)
+    }
+
+    /// act(y) + residual in the same kernel.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_with(
+        &self,
+        cx: &Cx<'_>,
+        x: &Tensor,
+        act: Act,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let lora = |s| -> Result<Lora<'_>> {
+            let LoraSlot { feature, down, up, scale }: &LoraSlot = s;
+            Ok(Lora { down, up, scale: *scale, gate: cx.gate(*feature)? })
+        };
+        let loras = self.lora.iter().map(lora).collect::<Result<Vec<_>>>()?;
+        let args = LinearArgs { bias: self.b.as_ref(), residual, act, loras: &loras };
+        Ok(strata_kernels::linear(cx.tape, x, &self.w, &args)?)
+    }
+}
+
+/// A 3×3 convolution.
+#[derive(Debug, Clone)]
+pub struct Conv2d<W = Tensor> {
+    /// Diffusers' name.
+    pub path: String,
+    /// Channels of x.
+    pub inputs: usize,
+    /// Channels of y.
+    pub outputs: usize,
+    /// [outputs, 3, 3, inputs].
+    pub w: W,
+    /// f32 `[outputs]`.
+    pub b: W,
+}
+
+impl<W> Conv2d<W> {
+    pub(crate) fn build(b: &mut Builder<'_, W>, path: String, inputs: usize, outputs: usize) -> Result<Self> {
+        let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 3)?;
+        let bias = b.vector(format!("{path}.bias"), outputs)?;
+        Ok(Self { path, inputs, outputs, w, b: bias })
+    }
+
+    pub(crate) fn info(&self) -> LayerInfo {
+        LayerInfo {
+            path: self.path.clone(),
+            kind: LayerKind::Conv3x3,
+            inputs: self.inputs,
+            outputs: self.outputs,
+        }
+    }
+}
+
+impl Conv2d {
+    /// x [B, H, W, inputs] to [B, H, W, outputs], plus a residual of that shape.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        self.run(cx, x, 1, Padding::Same, residual)
+    }
+
+    /// Stride 2: x [B, H, W, inputs] to half the height and width.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn halve(&self, cx: &Cx<'_>, x: &Tensor, padding: Padding) -> Result<Tensor> {
+        self.run(cx, x, 2, padding, None)
+    }
+
+    fn run(
+        &self,
+        cx: &Cx<'_>,
+        x: &Tensor,
+        stride: usize,
+        padding: Padding,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let args = ConvArgs { stride, padding, bias: Some(&self.b), residual };
+        Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
+    }
+}
+
+/// Normalises groups of channels over all places of a sample.
+#[derive(Debug, Clone)]
+pub struct GroupNorm<W = Tensor> {
+    /// Diffusers' name.
+    pub path: String,
+    /// f32 `[C]`.
+    pub gamma: W,
+    /// f32 `[C]`.
+    pub beta: W,
+    /// How many groups the channels form.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl<W> GroupNorm<W> {
+    pub(crate) fn build(
+        b: &mut Builder<'_, W>,
+        path: String,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+    ) -> Result<Self> {
+        let gamma = b.vector(format!("{path}.weight"), channels)?;
+        let beta = b.vector(format!("{path}.bias"), channels)?;
+        Ok(Self { path, gamma, beta, groups, eps: eps as f32 })
+    }
+}
+
+impl GroupNorm {
+    /// The norm of x [B, .., C].
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
+        self.run(cx, x, false, None)
+    }
+
+    /// silu(norm(x + add)), with `add` [B, C] the same for all places of a sample. An observer is shown the value
+    /// before the SiLU, as it is diffusers' norm layer that carries this path.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward_silu(&self, cx: &Cx<'_>, x: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
+        cx.tap_with(&self.path, |cx| self.run(cx, x, false, add))?;
+        self.run(cx, x, true, add)
+    }
+
+    fn run(&self, cx: &Cx<'_>, x: &Tensor, silu: bool, add: Option<&Tensor>) -> Result<Tensor> {
+        let args = GroupNormArgs { groups: self.groups, eps: self.eps, silu, add };
+        Ok(strata_kernels::group_norm(cx.tape, x, &self.gamma, &self.beta, &args)?)
+    }
+}
+
+/// Normalises the channels of each token.
+#[derive(Debug, Clone)]
+pub struct LayerNorm<W = Tensor> {
+    /// Diffusers' name.
+    pub path: String,
+    /// f32 `[C]`.
+    pub gamma: W,
+    /// f32 `[C]`.
+    pub beta: W,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+impl<W> LayerNorm<W> {
+    pub(crate) fn build(b: &mut Builder<'_, W>, path: String, channels: usize, eps: f64) -> Result<Self> {
+        let gamma = b.vector(format!("{path}.weight"), channels)?;
+        let beta = b.vector(format!("{path}.bias"), channels)?;
+        Ok(Self { path, gamma, beta, eps: eps as f32 })
+    }
+}
+
+impl LayerNorm {
+    /// The norm of x [.., C].
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
+        let y = strata_kernels::layer_norm(cx.tape, x, &self.gamma, &self.beta, self.eps)?;
+        cx.tap(&self.path, &y);
+        Ok(y)
+    }
+}
+
+/// One layer with a matrix or kernel, in a traversal.
+pub enum Layer<'a, W = Tensor> {
+    /// A linear layer or 1×1 convolution: it can carry LoRAs.
+    Linear(&'a mut Linear<W>),
+    /// A 3×3 convolution.
+    Conv(&'a mut Conv2d<W>),
+}
+
+impl<W> Layer<'_, W> {
+    /// What the layer is.
+    pub fn info(&self) -> LayerInfo {
+        match self {
+            Layer::Linear(layer) => layer.info(),
+            Layer::Conv(layer) => layer.info(),
+        }
+    }
+}
+
+/// A layer's name and size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Diffusers' name.
+    pub path: String,
+    /// How files hold it.
+    pub kind: LayerKind,
+    /// Channels it reads.
+    pub inputs: usize,
+    /// Channels it writes.
+    pub outputs: usize,
+}
+
+impl LayerInfo {
+    /// Whether the layer can carry a LoRA: all but 3×3 convolutions can.
+    pub fn takes_lora(&self) -> bool {
+        self.kind != LayerKind::Conv3x3
+    }
+}
+
+/// Kinds of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    /// A matrix [outputs, inputs].
+    Linear,
+    /// A kernel [outputs, inputs, 1, 1]: a linear layer on channels.
+    Conv1x1,
+    /// A kernel [outputs, inputs, 3, 3].
+    Conv3x3,
+}

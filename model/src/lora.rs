@@ -1,0 +1,310 @@
+//! The LoRAs of one feature, all in one flat buffer.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use strata_engine::{DType, Gpu, Tape, Tensor};
+
+use crate::error::listing;
+use crate::layers::{LayerInfo, LayerKind, LoraSlot};
+use crate::lora_file::{LoraDtype, LoraFile, LoraModule, kohya_name};
+use crate::selection::Match;
+use crate::{Error, Result, Unet};
+
+/// Parts of the buffer start at multiples of this many elements, so that both an f32 and an f16 part start at a
+/// multiple of 256 bytes, as a binding must.
+const ALIGN: usize = 128;
+
+/// The LoRA of one layer within a [`LoraSet`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraEntry {
+    /// Diffusers' name of the layer.
+    pub path: String,
+    /// r.
+    pub rank: usize,
+    /// What the LoRA's output is multiplied by is alpha / r.
+    pub alpha: f32,
+    /// Learning rate of its own, if it has one.
+    pub lr: Option<f32>,
+    /// Shape in files: [r, in], or [r, in, 1, 1] for a convolution.
+    pub down_shape: Vec<usize>,
+    /// Shape in files: [out, r], or [out, r, 1, 1] for a convolution.
+    pub up_shape: Vec<usize>,
+    /// Where `down` lies in the flat buffer, row-major [r, in].
+    pub down: Range<usize>,
+    /// Where `up` lies in the flat buffer, row-major [out, r].
+    pub up: Range<usize>,
+}
+
+impl LoraEntry {
+    fn new(layer: &LayerInfo, rank: usize, alpha: f32, lr: Option<f32>) -> Self {
+        let (mut down_shape, mut up_shape) = (vec![rank, layer.inputs], vec![layer.outputs, rank]);
+        if layer.kind == LayerKind::Conv1x1 {
+            down_shape.extend([1, 1]);
+            up_shape.extend([1, 1]);
+        }
+        Self { path: layer.path.clone(), rank, alpha, lr, down_shape, up_shape, down: 0..0, up: 0..0 }
+    }
+
+    /// alpha / r.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank as f32
+    }
+
+    /// Channels the layer reads.
+    pub fn inputs(&self) -> usize {
+        self.down_shape[1]
+    }
+
+    /// Channels the layer writes.
+    pub fn outputs(&self) -> usize {
+        self.up_shape[0]
+    }
+
+    /// r · (in + out).
+    pub fn parameters(&self) -> usize {
+        self.rank * (self.inputs() + self.outputs())
+    }
+}
+
+/// The LoRAs of one feature: an f32 buffer with every `down` and `up`, which is what training changes, and in an f16
+/// run an f16 shadow of it, which is what the layers read. Between the parts lie zeros that belong to no layer.
+#[derive(Debug, Clone)]
+pub struct LoraSet {
+    entries: Vec<LoraEntry>,
+    params: Tensor,
+    shadow: Option<Tensor>,
+    /// `down` and `up` of each entry as the layers read them.
+    views: Vec<(Tensor, Tensor)>,
+    lr_groups: Vec<(Option<f32>, Range<usize>)>,
+}
+
+impl LoraSet {
+    /// New LoRAs for the selected layers: `fill` is given a layer's path, the number of inputs to one of its outputs
+    /// and the values of `down` to fill; `up` is 0, so that training starts from the base model.
+    ///
+    /// # Errors
+    /// No layer is selected, or the GPU is out of memory.
+    pub fn init(
+        gpu: &Gpu,
+        dtype: DType,
+        matches: &[Match],
+        mut fill: impl FnMut(&str, usize, &mut [f32]),
+    ) -> Result<Self> {
+        let entries = matches.iter().map(|m| LoraEntry::new(&m.layer, m.rank, m.alpha, m.lr)).collect();
+        Self::new(gpu, dtype, entries, |entry, values| {
+            fill(&entry.path, entry.inputs(), &mut values[entry.down.clone()])
+        })
+    }
+
+    /// The LoRAs of a file, for this U-Net.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] names the modules that are not linear layers or 1×1 convolutions of the U-Net, or are of
+    /// another size; else the GPU is out of memory.
+    pub fn from_file(gpu: &Gpu, dtype: DType, file: &LoraFile, unet: &Unet) -> Result<Self> {
+        let layers = unet.layers();
+        let names: BTreeMap<String, &LayerInfo> =
+            layers.iter().map(|layer| (kohya_name(&layer.path), layer)).collect();
+        check_modules(file, &names)?;
+        let mut entries = Vec::new();
+        for layer in layers {
+            let Some(module) = file.modules.get(&kohya_name(&layer.path)) else { continue };
+            let shapes = (module.down_shape.clone(), module.up_shape.clone());
+            let entry = LoraEntry::new(layer, module.rank(), module.alpha, None);
+            entries.push(LoraEntry { down_shape: shapes.0, up_shape: shapes.1, ..entry });
+        }
+        Self::new(gpu, dtype, entries, |entry, values| {
+            if let Some(module) = file.modules.get(&kohya_name(&entry.path)) {
+                values[entry.down.clone()].copy_from_slice(&module.down);
+                values[entry.up.clone()].copy_from_slice(&module.up);
+            }
+        })
+    }
+
+    /// Lays the entries out, one learning rate after the other, and fills their part of the values.
+    fn new(
+        gpu: &Gpu,
+        dtype: DType,
+        entries: Vec<LoraEntry>,
+        mut fill: impl FnMut(&LoraEntry, &mut [f32]),
+    ) -> Result<Self> {
+        if entries.is_empty() {
+            return Err(Error::Lora("no layer has a LoRA; select at least one".into()));
+        }
+        if let Some(entry) = entries.iter().find(|entry| entry.rank == 0) {
+            return Err(Error::Lora(format!("{} has rank 0; choose at least 1", entry.path)));
+        }
+        let (entries, lr_groups, length) = lay_out(entries);
+        let mut values = vec![0.0; length];
+        for entry in &entries {
+            fill(entry, &mut values);
+        }
+        let params = Tensor::from_f32(gpu, &values, &[length], DType::F32)?;
+        let shadow = match dtype {
+            DType::F32 => None,
+            _ => Some(Tensor::from_f32(gpu, &values, &[length], dtype)?),
+        };
+        let read = shadow.as_ref().unwrap_or(&params);
+        let view = |entry: &LoraEntry| -> Result<(Tensor, Tensor)> {
+            let down = read.view(entry.down.start, &[entry.rank, entry.inputs()])?;
+            let up = read.view(entry.up.start, &[entry.outputs(), entry.rank])?;
+            Ok((down, up))
+        };
+        let views = entries.iter().map(view).collect::<Result<_>>()?;
+        Ok(Self { entries, params, shadow, views, lr_groups })
+    }
+
+    /// The LoRAs, in the order of the flat buffer.
+    pub fn entries(&self) -> &[LoraEntry] {
+        &self.entries
+    }
+
+    /// All values, f32 and flat.
+    pub fn params(&self) -> &Tensor {
+        &self.params
+    }
+
+    /// The f16 copy of all values that the layers read, in an f16 run. Whoever changes [`params`](Self::params) must
+    /// change it too.
+    pub fn shadow(&self) -> Option<&Tensor> {
+        self.shadow.as_ref()
+    }
+
+    /// What the layers read.
+    pub(crate) fn dtype(&self) -> DType {
+        self.shadow.as_ref().unwrap_or(&self.params).dtype()
+    }
+
+    /// Where in the flat buffer the layers of each learning rate lie. Together the ranges cover all of it.
+    pub fn lr_groups(&self) -> &[(Option<f32>, Range<usize>)] {
+        &self.lr_groups
+    }
+
+    /// Asks the tape for the gradients of every value. They are added up in `grads`: f32, flat, laid out as
+    /// [`params`](Self::params).
+    ///
+    /// # Errors
+    /// `grads` is shorter than the parameters.
+    pub fn track(&self, tape: &Tape, grads: &Tensor) -> Result<()> {
+        for (entry, (down, up)) in self.entries.iter().zip(&self.views) {
+            tape.track_into(down, &grads.view(entry.down.start, down.shape())?);
+            tape.track_into(up, &grads.view(entry.up.start, up.shape())?);
+        }
+        Ok(())
+    }
+
+    /// The values as a file. Waits for the GPU.
+    ///
+    /// # Errors
+    /// The GPU is lost.
+    pub fn to_file(&self, dtype: LoraDtype, metadata: BTreeMap<String, String>) -> Result<LoraFile> {
+        let values = self.params.to_f32()?;
+        let module = |entry: &LoraEntry| {
+            let module = LoraModule {
+                down: values[entry.down.clone()].to_vec(),
+                down_shape: entry.down_shape.clone(),
+                up: values[entry.up.clone()].to_vec(),
+                up_shape: entry.up_shape.clone(),
+                alpha: entry.alpha,
+            };
+            (kohya_name(&entry.path), module)
+        };
+        Ok(LoraFile { modules: self.entries.iter().map(module).collect(), dtype, metadata })
+    }
+
+    /// Each entry with what its layer needs.
+    pub(crate) fn slots(&self, feature: usize) -> impl Iterator<Item = (&LoraEntry, LoraSlot)> {
+        self.entries.iter().zip(&self.views).map(move |(entry, (down, up))| {
+            let slot = LoraSlot { feature, down: down.clone(), up: up.clone(), scale: entry.scale() };
+            (entry, slot)
+        })
+    }
+}
+
+/// Groups entries by learning rate, in the order in which the rates first occur, and gives each its ranges. Returns
+/// them with the groups and the length of the buffer.
+#[expect(clippy::type_complexity, reason = "three results that are taken apart at once")]
+fn lay_out(entries: Vec<LoraEntry>) -> (Vec<LoraEntry>, Vec<(Option<f32>, Range<usize>)>, usize) {
+    let mut groups: Vec<(Option<f32>, Vec<LoraEntry>)> = Vec::new();
+    for entry in entries {
+        match groups.iter_mut().find(|(lr, _)| *lr == entry.lr) {
+            Some((_, group)) => group.push(entry),
+            None => groups.push((entry.lr, vec![entry])),
+        }
+    }
+    let mut end = 0;
+    let mut place = |length: usize| {
+        let start = end;
+        end = (start + length).next_multiple_of(ALIGN);
+        start..start + length
+    };
+    let (mut placed, mut ranges) = (Vec::new(), Vec::new());
+    for (lr, group) in groups {
+        let start = place(0).start;
+        for mut entry in group {
+            entry.down = place(entry.rank * entry.inputs());
+            entry.up = place(entry.rank * entry.outputs());
+            placed.push(entry);
+        }
+        ranges.push((lr, start..place(0).start));
+    }
+    (placed, ranges, end)
+}
+
+/// Every module must belong to a layer that can carry a LoRA, and fit it.
+fn check_modules(file: &LoraFile, layers: &BTreeMap<String, &LayerInfo>) -> Result<()> {
+    let (mut text, mut convs, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, module) in &file.modules {
+        match layers.get(name) {
+            _ if name.starts_with("lora_te") => text.push(name.clone()),
+            None => unknown.push(name.clone()),
+            Some(layer) if !layer.takes_lora() => convs.push(name.clone()),
+            Some(layer) => check_shapes(name, module, layer)?,
+        }
+    }
+    let parts =
+        [(&text, "the text encoder"), (&convs, "3×3 convolutions"), (&unknown, "no layer of this U-Net")];
+    let list = |(names, of): &(&Vec<String>, &str)| format!("{} of {of} ({})", names.len(), listing(names));
+    let bad: Vec<String> = parts.iter().filter(|(names, _)| !names.is_empty()).map(list).collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Lora(format!(
+        "Strata applies LoRA to linear layers and 1×1 convolutions of the U-Net, but the file also has modules for others: {}",
+        bad.join("; ")
+    )))
+}
+
+fn check_shapes(name: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()> {
+    let (down, up, rank) = (&module.down_shape[..], &module.up_shape[..], module.rank());
+    let pointwise = |shape: &[usize]| shape[2..].iter().all(|side| *side == 1);
+    if down[1] == layer.inputs && up[0] == layer.outputs && pointwise(down) && pointwise(up) {
+        return Ok(());
+    }
+    Err(Error::Lora(format!(
+        "{name} has lora_down {down:?} and lora_up {up:?}, but the layer {} of this U-Net needs [{rank}, {}] and [{}, {rank}]; \
+         the LoRA was made for another model",
+        layer.path, layer.inputs, layer.outputs
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_learning_rate_lies_together() {
+        let entry = |path: &str, lr| {
+            let layer = LayerInfo { path: path.into(), kind: LayerKind::Linear, inputs: 10, outputs: 30 };
+            LoraEntry::new(&layer, 5, 1.0, lr)
+        };
+        let entries = vec![entry("a", None), entry("b", Some(1.0)), entry("c", None)];
+        let (entries, groups, length) = lay_out(entries);
+        let paths: Vec<&str> = entries.iter().map(|entry| entry.path.as_str()).collect();
+        assert_eq!(paths, ["a", "c", "b"]);
+        assert_eq!((entries[1].down.clone(), entries[1].up.clone()), (384..434, 512..662));
+        assert_eq!(groups, [(None, 0..768), (Some(1.0), 768..1152)]);
+        assert_eq!(length, 1152);
+    }
+}

@@ -1,0 +1,207 @@
+//! Which layers get a LoRA, of which rank.
+
+mod blocks;
+mod glob;
+mod nearest;
+#[cfg(test)]
+mod tests;
+
+use crate::layers::{LayerInfo, LayerKind};
+use crate::{Error, Result};
+use blocks::Level;
+pub use blocks::{BlockName, Blocks};
+
+/// The layers that `select` selects get a LoRA.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// Terms, as [`Selection`] describes them.
+    pub select: String,
+    /// r. 0 takes away what an earlier rule gave.
+    pub rank: usize,
+    /// The LoRA's output is multiplied by alpha / r.
+    pub alpha: f32,
+    /// Learning rate of its own, if any.
+    pub lr: Option<f32>,
+}
+
+/// A layer that gets a LoRA.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Match {
+    /// The layer.
+    pub layer: LayerInfo,
+    /// r.
+    pub rank: usize,
+    /// The LoRA's output is multiplied by alpha / r.
+    pub alpha: f32,
+    /// Learning rate of its own, if any.
+    pub lr: Option<f32>,
+    /// Which rule it comes from, counted from 0.
+    pub rule: usize,
+}
+
+/// Rules that say which layers get a LoRA; a later rule overrides an earlier one on the same layer. The `select` of a rule
+/// is one or more terms: a space or `&` between terms takes the layers that are in both, `,` or `|` those that are in
+/// either, and binds less. A term is
+///
+/// * a path of diffusers' (`up_blocks.1`, `mid_block.attentions.0`) or of the original checkpoints'
+///   (`input_blocks.4`, `middle_block`, `output_blocks.3.1`): the module of that name and all within it;
+/// * such a path with wildcards: a component `*` stands for one or more components, `**` for none or more; within a
+///   component `*` stands for any letters and `?` for one. `down_blocks.1.*.attn2.to_k` is every such layer in the block;
+/// * a group: `attn`, `self-attn`, `cross-attn`, `ff`, `proj` (`proj_in`, `proj_out`), `transformer` (all four:
+///   kohya's default), `resnet`, `conv`;
+/// * a block as kohya counts them, `kohya:0` to `kohya:24`, or as LBW does, `IN00` to `IN11`, `M00` or `MID`, `OUT00` to
+///   `OUT11`;
+/// * a level: `high` (the finest resolution), `mid` (between), `low` (the coarser half of the levels, and `mid_block`).
+///   With four levels and pictures of 512 × 512 pixels: latents of 64 × 64; 32 × 32; 16 × 16 and 8 × 8.
+///
+/// LoRA goes on linear layers and 1×1 convolutions; of what is selected, 3×3 convolutions are left out.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    rules: Vec<Rule>,
+}
+
+const GROUPS: [&str; 8] = ["attn", "self-attn", "cross-attn", "ff", "proj", "transformer", "resnet", "conv"];
+const LEVELS: [(&str, Level); 3] = [("low", Level::Low), ("mid", Level::Mid), ("high", Level::High)];
+
+impl Selection {
+    /// Takes rules as they are written.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`] where there is no term, or alpha or a learning rate is not a number that can work.
+    pub fn new(rules: &[Rule]) -> Result<Self> {
+        for rule in rules {
+            let error = |message: String| Err(Error::Pattern { pattern: rule.select.clone(), message });
+            if unions(&rule.select).any(|terms| terms.is_empty()) {
+                return error(
+                    "a term is missing; give a path, a group, a block or a level, such as `attn`".into(),
+                );
+            }
+            if !rule.alpha.is_finite() {
+                return error(format!(
+                    "alpha is {}; choose a number, such as the rank {}",
+                    rule.alpha, rule.rank
+                ));
+            }
+            if let Some(lr) = rule.lr.filter(|lr| !(lr.is_finite() && *lr >= 0.0)) {
+                return error(format!("lr is {lr}; choose a number of at least 0"));
+            }
+        }
+        Ok(Self { rules: rules.to_vec() })
+    }
+
+    /// The layers that get a LoRA, in the order of `layers`, which are all of a U-Net's.
+    ///
+    /// # Errors
+    /// [`Error::Pattern`] where a rule selects nothing, or only 3×3 convolutions.
+    pub fn resolve(&self, layers: &[LayerInfo]) -> Result<Vec<Match>> {
+        let blocks = Blocks::new(layers);
+        let mut chosen: Vec<Option<usize>> = vec![None; layers.len()];
+        for (i, rule) in self.rules.iter().enumerate() {
+            for (slot, hit) in chosen.iter_mut().zip(select(&rule.select, layers, &blocks)?) {
+                if hit {
+                    *slot = Some(i);
+                }
+            }
+        }
+        let chosen = layers.iter().zip(chosen).filter_map(|(layer, rule)| Some((layer, rule?)));
+        let matches = chosen.map(|(layer, i)| {
+            let Rule { rank, alpha, lr, .. } = self.rules[i];
+            Match { layer: layer.clone(), rank, alpha, lr, rule: i }
+        });
+        Ok(matches.filter(|m| m.rank > 0).collect())
+    }
+}
+
+/// The alternatives of a select, each with the terms that must all hold.
+fn unions(select: &str) -> impl Iterator<Item = Vec<&str>> {
+    select
+        .split([',', '|'])
+        .map(|part| part.split([' ', '\t', '\n', '&']).filter(|term| !term.is_empty()).collect())
+}
+
+/// Whether each layer is selected.
+fn select(text: &str, layers: &[LayerInfo], blocks: &Blocks) -> Result<Vec<bool>> {
+    let mut selected = vec![false; layers.len()];
+    for terms in unions(text) {
+        let mut all = vec![true; layers.len()];
+        for term in &terms {
+            let hits = Term::parse(term, blocks)?;
+            let hits: Vec<bool> = layers.iter().map(|layer| hits.holds(layer, blocks)).collect();
+            if !hits.contains(&true) {
+                return Err(nearest::no_hit(term, layers, blocks));
+            }
+            all.iter_mut().zip(hits).for_each(|(all, hit)| *all &= hit);
+        }
+        let part = terms.join(" & ");
+        let error = |message: &str| Err(Error::Pattern { pattern: part.clone(), message: message.into() });
+        let hits = || layers.iter().zip(&all).filter(|(_, hit)| **hit).map(|(layer, _)| layer);
+        if hits().next().is_none() {
+            return error(
+                "each of these terms has layers, but no layer is in all of them; `,` between terms takes the layers of either",
+            );
+        }
+        if !hits().any(LayerInfo::takes_lora) {
+            return error(
+                "LoRA on 3×3 convolutions is not supported, and there is nothing else here; linear layers and 1×1 convolutions can have one",
+            );
+        }
+        let takes = layers.iter().map(LayerInfo::takes_lora);
+        selected
+            .iter_mut()
+            .zip(all)
+            .zip(takes)
+            .for_each(|((selected, hit), takes)| *selected |= hit && takes);
+    }
+    Ok(selected)
+}
+
+/// One term, understood.
+enum Term<'a> {
+    Group(&'a str),
+    Level(Level),
+    /// By kohya's number.
+    Block(usize),
+    Path(Vec<&'a str>),
+}
+
+impl<'a> Term<'a> {
+    fn parse(term: &'a str, blocks: &Blocks) -> Result<Self> {
+        if GROUPS.contains(&term) {
+            return Ok(Self::Group(term));
+        }
+        if let Some((_, level)) = LEVELS.iter().find(|(name, _)| *name == term) {
+            return Ok(Self::Level(*level));
+        }
+        if let Some(block) = blocks.parse(term)? {
+            return Ok(Self::Block(block));
+        }
+        Ok(Self::Path(term.split('.').collect()))
+    }
+
+    fn holds(&self, layer: &LayerInfo, blocks: &Blocks) -> bool {
+        match self {
+            Self::Group(group) => in_group(group, layer),
+            Self::Level(level) => blocks.level(&layer.path) == Some(*level),
+            Self::Block(index) => blocks.name(&layer.path).is_some_and(|name| name.kohya == *index),
+            Self::Path(pattern) => {
+                let within = |path: &str| glob::contains(pattern, &path.split('.').collect::<Vec<_>>());
+                within(&layer.path) || blocks.ldm_path(&layer.path).is_some_and(|path| within(&path))
+            }
+        }
+    }
+}
+
+fn in_group(group: &str, layer: &LayerInfo) -> bool {
+    let has = |name: &str| layer.path.split('.').any(|part| part == name);
+    match group {
+        "attn" => has("attn1") || has("attn2"),
+        "self-attn" => has("attn1"),
+        "cross-attn" => has("attn2"),
+        "ff" => has("ff"),
+        "proj" => has("proj_in") || has("proj_out"),
+        "transformer" => has("attentions"),
+        "resnet" => has("resnets"),
+        "conv" => layer.kind != LayerKind::Linear,
+        _ => false,
+    }
+}

@@ -1,0 +1,162 @@
+//! One safetensors file, open: the header is checked once, tensors are read from disk one at a time.
+//!
+//! Layout: 8 bytes little-endian header length, JSON header, raw little-endian data. Reads are plain seeks rather than
+//! a memory map: a map needs `unsafe` and turns a file that shrinks under us into a crash instead of an error.
+
+use crate::{Error, Result};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// The longest header accepted, as in every other reader of the format.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// An open safetensors file.
+pub struct TensorFile {
+    path: PathBuf,
+    file: File,
+    data_start: u64,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl TensorFile {
+    /// Opens `path` and checks its header against the file's length.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is no safetensors file, is damaged, or is shorter or longer than its header says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("open", path))?.len();
+        let mut prefix = [0; 8];
+        if length < 8 {
+            return Err(Error::file(path, format!("not a safetensors file: it has only {length} bytes")));
+        }
+        file.read_exact(&mut prefix).map_err(Error::io("read", path))?;
+        let header_length = u64::from_le_bytes(prefix);
+        if header_length > MAX_HEADER.min(length - 8) {
+            let message = format!(
+                "not a safetensors file, or cut off: a header of {header_length} bytes in a file of {length}"
+            );
+            return Err(Error::file(path, message));
+        }
+        let mut header = vec![0; header_length as usize];
+        file.read_exact(&mut header).map_err(Error::io("read", path))?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|e| Error::file(path, format!("damaged safetensors header: {e}")))?;
+
+        let data_start = 8 + header_length;
+        let expected = data_start + header.data_len() as u64;
+        if length != expected {
+            let message = format!(
+                "{length} bytes, but its header describes {expected}: cut off while copying? fetch it again"
+            );
+            return Err(Error::file(path, message));
+        }
+        Ok(Self {
+            path: path.into(),
+            file,
+            data_start,
+            tensors: header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect(),
+            metadata: header.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every tensor's dtype, shape and place, by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// The header's free-form `__metadata__`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Reads one tensor as f32, row-major.
+    ///
+    /// # Errors
+    /// No such tensor, a dtype other than F16, BF16, F32 or F64, or the read fails.
+    pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(Error::MissingTensor {
+                path: self.path.clone(),
+                name: name.into(),
+                shape: Vec::new(),
+            });
+        };
+        let convert: fn(&[u8]) -> Vec<f32> = match info.dtype {
+            Dtype::F16 => |bytes| widen(bytes, f16::from_le_bytes),
+            Dtype::BF16 => |bytes| widen(bytes, bf16::from_le_bytes),
+            Dtype::F32 => |bytes| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F64 => |bytes| bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            other => {
+                return Err(Error::TensorDtype {
+                    path: self.path.clone(),
+                    name: name.into(),
+                    dtype: format!("{other:?}"),
+                });
+            }
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        self.file
+            .seek(SeekFrom::Start(self.data_start + start as u64))
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(Error::io("read", &self.path))?;
+        Ok(convert(&bytes))
+    }
+}
+
+/// 16-bit numbers to f32. Whole slices at a time, for which the processor has instructions.
+fn widen<H>(bytes: &[u8], number: fn([u8; 2]) -> H) -> Vec<f32>
+where
+    [H]: HalfFloatSliceExt,
+{
+    let halves: Vec<H> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
+    let mut values = vec![0.0; halves.len()];
+    halves.convert_to_f32_slice(&mut values);
+    values
+}
+
+/// The header (length word included, padded to 8 bytes) of a file whose tensors, in name order, have one dtype and
+/// lie without gaps. Keys are sorted, so equal contents give equal bytes; the safetensors crate keeps `__metadata__`
+/// in a hash map, whose order changes from run to run.
+pub fn header<'a>(
+    dtype: Dtype,
+    tensors: impl IntoIterator<Item = (&'a str, Vec<usize>)>,
+    metadata: &BTreeMap<String, String>,
+) -> serde_json::Result<Vec<u8>> {
+    let mut json = String::from("{");
+    let mut separator = "";
+    if !metadata.is_empty() {
+        json += &format!("\"__metadata__\":{}", serde_json::to_string(metadata)?);
+        separator = ",";
+    }
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        let end = offset + shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype, shape, data_offsets: (offset, end) };
+        json += &format!("{separator}{}:{}", serde_json::to_string(name)?, serde_json::to_string(&info)?);
+        (offset, separator) = (end, ",");
+    }
+    json.push('}');
+    json.extend(std::iter::repeat_n(' ', json.len().next_multiple_of(8) - json.len()));
+    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(json.as_bytes());
+    Ok(bytes)
+}
+
+/// The sharded form: `*.safetensors.index.json`, whose `weight_map` says which file holds which tensor.
+#[derive(serde::Deserialize)]
+pub(crate) struct ShardIndex {
+    pub weight_map: HashMap<String, String>,
+}

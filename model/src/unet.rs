@@ -1,0 +1,234 @@
+//! The U-Net of Stable Diffusion 1.x and 2.x: diffusers' `UNet2DConditionModel`.
+
+mod blocks;
+mod transformer;
+
+use std::path::Path;
+
+use strata_engine::{DType, Gpu, Tensor};
+use strata_kernels::{Act, activation, timestep_embedding};
+
+use crate::build::{Builder, Plan, WeightInfo, load, sketch};
+use crate::config::UnetConfig;
+use crate::layers::{Conv2d, GroupNorm, Layer, LayerInfo, Linear};
+use crate::lora::LoraSet;
+use crate::weights::Weights;
+use crate::{Cx, Error, Result};
+use blocks::{Conditions, DownBlock, MidBlock, UpBlock};
+
+/// Predicts noise: frozen, with places to attach LoRA.
+pub struct Unet<W = Tensor> {
+    config: UnetConfig,
+    layers: Vec<LayerInfo>,
+    features: usize,
+    conv_in: Conv2d<W>,
+    linear_1: Linear<W>,
+    linear_2: Linear<W>,
+    down_blocks: Vec<DownBlock<W>>,
+    mid_block: MidBlock<W>,
+    up_blocks: Vec<UpBlock<W>>,
+    conv_norm_out: GroupNorm<W>,
+    conv_out: Conv2d<W>,
+}
+
+/// The layers of the U-Net in a folder, as its config.json describes them: no GPU and no weights needed.
+///
+/// # Errors
+/// [`UnetConfig::open`]'s.
+pub fn unet_layers(folder: &Path) -> Result<Vec<LayerInfo>> {
+    let mut unet = sketch(&UnetConfig::open(&folder.join("config.json"))?)?.0;
+    Ok(unet.list_layers())
+}
+
+/// Every tensor that the weights file of such a U-Net holds.
+///
+/// # Errors
+/// The configuration cannot be built.
+pub fn unet_tensors(config: &UnetConfig) -> Result<Vec<WeightInfo>> {
+    Ok(sketch(config)?.1)
+}
+
+impl Plan for UnetConfig {
+    type Model<W> = Unet<W>;
+
+    fn build<W>(&self, b: &mut Builder<'_, W>) -> Result<Unet<W>> {
+        let (channels, temb) = (&self.block_out_channels, self.time_embed_dim());
+        let levels = 0..channels.len();
+        Ok(Unet {
+            config: self.clone(),
+            layers: Vec::new(),
+            features: 0,
+            conv_in: Conv2d::build(b, "conv_in".into(), self.in_channels, channels[0])?,
+            linear_1: Linear::build(b, "time_embedding.linear_1".into(), channels[0], temb, true)?,
+            linear_2: Linear::build(b, "time_embedding.linear_2".into(), temb, temb, true)?,
+            down_blocks: levels
+                .clone()
+                .map(|level| DownBlock::build(b, level, self))
+                .collect::<Result<_>>()?,
+            mid_block: MidBlock::build(b, self)?,
+            up_blocks: levels.map(|i| UpBlock::build(b, i, self)).collect::<Result<_>>()?,
+            conv_norm_out: GroupNorm::build(
+                b,
+                "conv_norm_out".into(),
+                channels[0],
+                self.norm_num_groups,
+                self.norm_eps,
+            )?,
+            conv_out: Conv2d::build(b, "conv_out".into(), channels[0], self.out_channels)?,
+        })
+    }
+}
+
+impl<W> Unet<W> {
+    /// Calls `f` for every linear layer and convolution, in the order in which the data passes them.
+    pub fn visit_layers(&mut self, f: &mut dyn FnMut(Layer<'_, W>)) {
+        f(Layer::Conv(&mut self.conv_in));
+        f(Layer::Linear(&mut self.linear_1));
+        f(Layer::Linear(&mut self.linear_2));
+        self.down_blocks.iter_mut().for_each(|block| block.visit(f));
+        self.mid_block.visit(f);
+        self.up_blocks.iter_mut().for_each(|block| block.visit(f));
+        f(Layer::Conv(&mut self.conv_out));
+    }
+
+    fn list_layers(&mut self) -> Vec<LayerInfo> {
+        let mut layers = Vec::new();
+        self.visit_layers(&mut |layer| layers.push(layer.info()));
+        layers
+    }
+}
+
+impl Unet {
+    /// Reads `config.json` and `diffusion_pytorch_model.safetensors` of a folder.
+    ///
+    /// # Errors
+    /// The configuration is of another kind of model, the weights do not fit it, or the GPU is out of memory.
+    pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
+        let config = UnetConfig::open(&folder.join("config.json"))?;
+        let weights = Weights::open(folder, "diffusion_pytorch_model")?;
+        let mut unet = load(&config, weights, gpu, dtype)?;
+        unet.layers = unet.list_layers();
+        Ok(unet)
+    }
+
+    /// What the model looks like.
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// Every linear layer and convolution, in the order in which the data passes them.
+    pub fn layers(&self) -> &[LayerInfo] {
+        &self.layers
+    }
+
+    /// How many LoRA sets are attached.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Puts the LoRAs of a set on their layers. Returns the set's number, which is the place of its gate in
+    /// [`Cx::gates`]. The layers share the set's memory: what training changes there is seen at once.
+    ///
+    /// # Errors
+    /// A LoRA is for a layer that this U-Net does not have, or of another size or dtype; then none is attached.
+    pub fn attach(&mut self, set: &LoraSet) -> Result<usize> {
+        let (own, other) = (self.conv_in.w.dtype(), set.dtype());
+        if own != other {
+            return Err(Error::Lora(format!(
+                "a LoRA set made for {other:?} cannot be attached to a U-Net of {own:?}"
+            )));
+        }
+        for entry in set.entries() {
+            let layer = self.layers.iter().find(|layer| layer.path == entry.path && layer.takes_lora());
+            let (inputs, outputs) = (entry.inputs(), entry.outputs());
+            match layer {
+                Some(layer) if (layer.inputs, layer.outputs) == (inputs, outputs) => (),
+                Some(LayerInfo { path, inputs: i, outputs: o, .. }) => {
+                    let message =
+                        format!("{path} maps {i} to {o} channels, but its LoRA {inputs} to {outputs}");
+                    return Err(Error::Lora(format!("{message}; it was made for another model")));
+                }
+                None => {
+                    let message = format!("this U-Net has no linear layer or 1×1 convolution {}", entry.path);
+                    return Err(Error::Lora(format!("{message}; the LoRA was made for another model")));
+                }
+            }
+        }
+        let feature = self.features;
+        let slots: Vec<_> = set.slots(feature).collect();
+        self.visit_layers(&mut |layer| {
+            if let Layer::Linear(layer) = layer {
+                let slot = slots.iter().find(|(entry, _)| entry.path == layer.path);
+                layer.lora.extend(slot.map(|(_, slot)| slot.clone()));
+            }
+        });
+        self.features += 1;
+        Ok(feature)
+    }
+
+    /// Takes all LoRAs off.
+    pub fn detach_all(&mut self) {
+        self.features = 0;
+        self.visit_layers(&mut |layer| {
+            if let Layer::Linear(layer) = layer {
+                layer.lora.clear();
+            }
+        });
+    }
+
+    /// What the model says about noisy latents: sample [B, H, W, in_channels], one timestep for each of them, and text
+    /// states [B, T, cross_attention_dim] give [B, H, W, out_channels]. Any H and W will do.
+    ///
+    /// # Errors
+    /// Shapes do not fit, there are more LoRA sets attached than gates given, or the GPU fails.
+    pub fn forward(
+        &self,
+        cx: &Cx<'_>,
+        sample: &Tensor,
+        timesteps: &[f32],
+        context: &Tensor,
+    ) -> Result<Tensor> {
+        self.check(sample, timesteps, context)?;
+        let UnetConfig { block_out_channels, flip_sin_to_cos, freq_shift, .. } = &self.config;
+        let (gpu, dtype, shift) = (sample.gpu(), sample.dtype(), *freq_shift as f32);
+        let time = timestep_embedding(gpu, timesteps, block_out_channels[0], *flip_sin_to_cos, shift, dtype)?;
+        cx.tap("time_proj", &time);
+        let temb = self.linear_1.forward_with(cx, &time, Act::Silu, None)?;
+        let temb = self.linear_2.forward(cx, &temb)?;
+        cx.tap("time_embedding", &temb);
+        let given = Conditions { silu_temb: &activation(cx.tape, &temb, Act::Silu)?, context };
+
+        let mut x = self.conv_in.forward(cx, sample, None)?;
+        cx.tap("conv_in", &x);
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(cx, &x, given, &mut skips)?;
+        }
+        x = self.mid_block.forward(cx, &x, given)?;
+        for block in &self.up_blocks {
+            x = block.forward(cx, &x, given, &mut skips)?;
+        }
+        let x = self.conv_norm_out.forward_silu(cx, &x, None)?;
+        self.conv_out.forward(cx, &x, None)
+    }
+
+    fn check(&self, sample: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<()> {
+        let UnetConfig { in_channels, cross_attention_dim, .. } = self.config;
+        let batch = timesteps.len();
+        let fits = match (sample.shape(), context.shape()) {
+            (&[b, h, w, c], &[bc, t, cc]) => {
+                h * w * t > 0 && (b, bc) == (batch, batch) && (c, cc) == (in_channels, cross_attention_dim)
+            }
+            _ => false,
+        };
+        if fits && batch > 0 {
+            return Ok(());
+        }
+        Err(Error::Input(format!(
+            "U-Net: got latents {:?}, {batch} timesteps and text states {:?}; it needs [B, H, W, {in_channels}], B and [B, T, \
+             {cross_attention_dim}]; other channels mean that text encoder and U-Net are of different models",
+            sample.shape(),
+            context.shape()
+        )))
+    }
+}
