@@ -18,8 +18,8 @@ static DELTA: Shader =
 
 params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }
 
-/// Sizes of private memory, in values of a head; a head takes the smallest that holds it.
-const HEAD_SIZES: [u32; 11] = [8, 16, 32, 40, 64, 80, 128, 160, 256, 512, 1024];
+/// Vectors of a head that an invocation keeps in registers, at most: forward, and backward, which keeps more per vector.
+const VECTORS: [usize; 2] = [20, 10];
 
 /// Kind of attention.
 #[derive(Clone, Copy, Debug)]
@@ -30,28 +30,46 @@ pub struct AttentionArgs {
     pub causal: bool,
 }
 
-fn defs(pass: &'static str, causal: bool, dtype: DType, wide: bool, size: u32, wg: u32) -> Defs {
-    let w = if wide { 4 } else { 1 };
-    vec![
-        ("PASS", pass.into()),
-        ("CAUSAL", causal.into()),
-        ("T", dtype.wgsl().into()),
-        ("W", w.into()),
-        ("DV", (size / w).into()),
-        ("WG", wg.into()),
-    ]
+#[derive(Clone, Copy)]
+struct Pass {
+    name: &'static str,
+    causal: bool,
+    /// Channels of a head.
+    d: usize,
 }
 
-fn launch<'a>(x: &'a Tensor, p: &AttentionParams, pass: &'static str, causal: bool) -> Result<Launch<'a>> {
+impl Pass {
+    /// Width of a vector, vectors an invocation keeps, and how many invocations share a head.
+    fn parts(self) -> (usize, usize, usize) {
+        let width = if self.d.is_multiple_of(4) { 4 } else { 1 };
+        let (vectors, most) = (self.d / width, VECTORS[usize::from(self.name != "forward")]);
+        let kept = vectors.min(most);
+        (width, kept, vectors.div_ceil(kept))
+    }
+
+    fn defs(self, dtype: DType, wg: u32) -> Defs {
+        let (width, kept, parts) = self.parts();
+        vec![
+            ("PASS", self.name.into()),
+            ("CAUSAL", self.causal.into()),
+            ("T", dtype.wgsl().into()),
+            ("W", (width as u32).into()),
+            ("N", (kept as u32).into()),
+            ("WHOLE", (parts == 1).into()),
+            ("WG", wg.into()),
+        ]
+    }
+}
+
+fn launch<'a>(x: &'a Tensor, p: &AttentionParams, name: &'static str, causal: bool) -> Launch<'a> {
     let wg = workgroup(x.gpu());
-    let Some(size) = HEAD_SIZES.into_iter().find(|s| *s >= p.d) else {
-        return Err(Error::op("attention", format!("heads of {} channels; at most 1024 are supported", p.d)));
-    };
-    let tokens = if pass == "keys" { p.tk } else { p.tq };
-    Ok(Launch::new(x.gpu(), &SHADER)
-        .defs(defs(pass, causal, x.dtype(), p.d.is_multiple_of(4), size, wg))
+    let pass = Pass { name, causal, d: p.d as usize };
+    let tokens = if name == "keys" { p.tk } else { p.tq };
+    let invocations = p.batch * p.heads * tokens * pass.parts().2 as u32;
+    Launch::new(x.gpu(), &SHADER)
+        .defs(pass.defs(x.dtype(), wg))
         .params(p)
-        .grid(fold_grid((p.batch * p.heads * tokens).div_ceil(wg))))
+        .grid(fold_grid(invocations.div_ceil(wg)))
 }
 
 /// softmax(q kᵀ / √d) v per head: q `[B, Tq, H·D]`, k and v `[B, Tk, H·D]`, to `[B, Tq, H·D]`.
@@ -64,7 +82,7 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
     };
     let fits =
         kb == batch && kc == c && v.shape() == k.shape() && args.heads > 0 && c.is_multiple_of(args.heads);
-    if !fits || k.dtype() != q.dtype() || v.dtype() != q.dtype() || tk == 0 {
+    if !fits || k.dtype() != q.dtype() || v.dtype() != q.dtype() || c == 0 || tk == 0 {
         return Err(Error::op("attention", format!("q {q:?}, k {k:?}, v {v:?} with {} heads", args.heads)));
     }
     let d = c / args.heads;
@@ -80,7 +98,7 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
     let flops = 2 * (batch * tq * tk * c) as u64;
     let lse = Tensor::empty(q.gpu(), &[batch, args.heads, tq], DType::F32)?;
     let y = Tensor::empty(q.gpu(), q.shape(), q.dtype())?;
-    launch(q, &p, "forward", causal)?
+    launch(q, &p, "forward", causal)
         .read(0, q)
         .read(1, k)
         .read(2, v)
@@ -106,26 +124,19 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
             .params(&p)
             .grid(fold_grid((p.batch * p.heads * p.tq).div_ceil(wg)))
             .run()?;
-        let back = |pass| {
-            Ok::<_, Error>(
-                launch(&q, &p, pass, causal)?
-                    .read(0, &q)
-                    .read(1, &k)
-                    .read(2, &v)
-                    .read(3, &lse)
-                    .read(4, grad_out)
-                    .read(5, &delta),
-            )
+        let back = |name| {
+            let launch = launch(&q, &p, name, causal).read(0, &q).read(1, &k).read(2, &v);
+            launch.read(3, &lse).read(4, grad_out).read(5, &delta)
         };
         if grads.wants(q.id()) {
             let dq = Tensor::empty(gpu, q.shape(), q.dtype())?;
-            back("queries")?.write(6, &dq).flops(3 * flops).run()?;
+            back("queries").write(6, &dq).flops(3 * flops).run()?;
             grads.add_id(q.id(), dq)?;
         }
         if grads.wants(k.id()) || grads.wants(v.id()) {
             let dk = Tensor::empty(gpu, k.shape(), k.dtype())?;
             let dv = Tensor::empty(gpu, v.shape(), v.dtype())?;
-            back("keys")?.write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
+            back("keys").write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
             for (t, grad) in [(&k, dk), (&v, dv)] {
                 if grads.wants(t.id()) {
                     grads.add_id(t.id(), grad)?;
@@ -176,10 +187,10 @@ pub fn reference(
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
         for dtype in [DType::F32, DType::F16] {
-            for (wide, size) in [(true, 40), (true, 64), (true, 160), (true, 512), (false, 8), (false, 16)] {
-                for pass in ["forward", "queries", "keys"] {
+            for d in [40, 80, 160, 64, 512, 5, 15, 50] {
+                for name in ["forward", "queries", "keys"] {
                     for causal in [false, true] {
-                        variant::<AttentionParams>(out, &SHADER, defs(pass, causal, dtype, wide, size, wg))?;
+                        variant::<AttentionParams>(out, &SHADER, Pass { name, causal, d }.defs(dtype, wg))?;
                     }
                 }
             }

@@ -1,20 +1,23 @@
-// Attention, one invocation per {{ "key" if PASS == "keys" else "query" }} and head; {{ PASS }}. No score matrix in memory.
+// Attention, one invocation per {{ "key" if PASS == "keys" else "query" }}, head and part of the head; {{ PASS }}. No score matrix in memory.
 //
 //   s[i, j] = scale q[i] . k[j]       p = softmax over j (j <= i where CAUSAL)       o[i] = sum_j p[i, j] v[j]
 //   forward: o, and lse[i] = log sum_j exp s[i, j], by the online softmax (arXiv 1805.02867, algorithm 3)
-//   delta[i] = do[i] . o[i], by attention_delta.wgsl
 //   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (do[i] . v[j] - delta[i]),   p = exp(s - lse)
 //   keys:    dk[j] = scale sum_i ds[i, j] q[i],   dv[j] = sum_i p[i, j] do[i]
-// q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq]. Dispatch: b h t invocations, t fastest, folded.
-// Numeric note: f32; DV vectors of the head (W wide) live in private memory.
+// q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq]; delta[i] = do[i] . o[i], by attention_delta.wgsl.
+// Dispatch: b h parts t invocations, t fastest, folded. A head has d / W vectors. An invocation keeps N of them in
+// registers, by name, since compilers turn an indexed private array into a tree of branches. WHOLE: N is all of them.
+// Otherwise each part of N vectors computes the scores anew from memory.
+// Numeric note: f32.
 {% include "index" %}
 {% from "vec" import vec %}
 {% set X = vec(W, "f32") %}
-{% set BACK = PASS in ["queries", "keys"] %}
+{% set KEYS = PASS == "keys" %}
+{% set FORWARD = PASS == "forward" %}
 @group(0) @binding(0) var<storage, read> q: array<{{ vec(W, T) }}>;
 @group(0) @binding(1) var<storage, read> k: array<{{ vec(W, T) }}>;
 @group(0) @binding(2) var<storage, read> v: array<{{ vec(W, T) }}>;
-{% if PASS == "forward" %}
+{% if FORWARD %}
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> out: array<{{ vec(W, T) }}>;
 {% else %}
@@ -22,7 +25,7 @@
 @group(0) @binding(4) var<storage, read> grad: array<{{ vec(W, T) }}>;
 @group(0) @binding(5) var<storage, read> delta: array<f32>;
 @group(0) @binding(6) var<storage, read_write> out: array<{{ vec(W, T) }}>;
-{% if PASS == "keys" %}
+{% if KEYS %}
 @group(0) @binding(7) var<storage, read_write> out_v: array<{{ vec(W, T) }}>;
 {% endif %}
 {% endif %}
@@ -30,114 +33,113 @@
 fn sum(x: {{ X }}) -> f32 {
     return {% if W == 4 %}(x.x + x.y) + (x.z + x.w){% else %}x{% endif %};
 }
+{%- macro dot(result, mine, at_mine, kept, other, at_other) %}
+        var {{ result }} = {{ X }}(0.0);
+        {% if WHOLE %}
+        {% for c in range(N) %}
+        {{ result }} = fma({{ kept }}{{ c }}, {{ X }}({{ other }}[{{ at_other }} + {{ c }}u]), {{ result }});
+        {% endfor %}
+        {% else %}
+        for (var c = 0u; c < d; c++) {
+            {{ result }} = fma({{ X }}({{ mine }}[{{ at_mine }} + c]), {{ X }}({{ other }}[{{ at_other }} + c]), {{ result }});
+        }
+        {% endif %}
+{%- endmacro %}
+{%- macro part(c) %}{% if WHOLE %}{{ c }}u{% else %}min(first + {{ c }}u, d - 1u){% endif %}{% endmacro %}
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let id = flat_index(wid, groups, lid);
-    let tokens = {{ "p.tk" if PASS == "keys" else "p.tq" }};
-    if (id >= p.batch * p.heads * tokens) {
+    let tokens = {{ "p.tk" if KEYS else "p.tq" }};
+    let d = p.d / {{ W }}u;
+    let parts = (d + {{ N - 1 }}u) / {{ N }}u;
+    if (id >= p.batch * p.heads * parts * tokens) {
         return;
     }
     let own = id % tokens;
-    let head = id / tokens % p.heads;
-    let b = id / tokens / p.heads;
-    let d = p.d / {{ W }}u;
+    let first = id / tokens % parts * {{ N }}u;
+    let head = id / tokens / parts % p.heads;
+    let b = id / tokens / parts / p.heads;
     let row = p.heads * d;
     let at_q = b * p.tq * row + head * d;
     let at_k = b * p.tk * row + head * d;
-{% if PASS == "keys" %}
-    var mine: array<{{ X }}, {{ DV }}>;
-    var value: array<{{ X }}, {{ DV }}>;
-    var dk: array<{{ X }}, {{ DV }}>;
-    var dv: array<{{ X }}, {{ DV }}>;
-    for (var c = 0u; c < d; c++) {
-        mine[c] = {{ X }}(k[at_k + own * row + c]);
-        value[c] = {{ X }}(v[at_k + own * row + c]);
-        dk[c] = {{ X }}(0.0);
-        dv[c] = {{ X }}(0.0);
-    }
+    let stats = (b * p.heads + head) * p.tq;
+    let at_own = {{ "at_k" if KEYS else "at_q" }} + own * row;
+    {% for c in range(N) %}
+    {% if WHOLE %}
+    let mine{{ c }} = {{ X }}({{ "k" if KEYS else "q" }}[at_own + {{ c }}u]);
+    {% if not FORWARD %}
+    let pair{{ c }} = {{ X }}({{ "v" if KEYS else "grad" }}[at_own + {{ c }}u]);
+    {% endif %}
+    {% endif %}
+    var acc{{ c }} = {{ X }}(0.0);
+    {% if KEYS %}
+    var acc_v{{ c }} = {{ X }}(0.0);
+    {% endif %}
+    {% endfor %}
+{% if KEYS %}
     for (var i = {{ "own" if CAUSAL else "0u" }}; i < p.tq; i++) {
-        var s = {{ X }}(0.0);
-        var dp = {{ X }}(0.0);
-        for (var c = 0u; c < d; c++) {
-            s = fma({{ X }}(q[at_q + i * row + c]), mine[c], s);
-            dp = fma({{ X }}(grad[at_q + i * row + c]), value[c], dp);
-        }
-        let stat = (b * p.heads + head) * p.tq + i;
-        let weight = exp(sum(s) * p.scale - lse[stat]);
-        let ds = weight * (sum(dp) - delta[stat]) * p.scale;
-        for (var c = 0u; c < d; c++) {
-            dk[c] = fma({{ X }}(ds), {{ X }}(q[at_q + i * row + c]), dk[c]);
-            dv[c] = fma({{ X }}(weight), {{ X }}(grad[at_q + i * row + c]), dv[c]);
-        }
-    }
-    for (var c = 0u; c < d; c++) {
-        out[at_k + own * row + c] = {{ vec(W, T) }}(dk[c]);
-        out_v[at_k + own * row + c] = {{ vec(W, T) }}(dv[c]);
+        let at = at_q + i * row;
+        {{ dot("s", "k", "at_own", "mine", "q", "at") }}
+        {{ dot("dp", "v", "at_own", "pair", "grad", "at") }}
+        let weight = exp(sum(s) * p.scale - lse[stats + i]);
+        let ds = weight * (sum(dp) - delta[stats + i]) * p.scale;
+        {% for c in range(N) %}
+        acc{{ c }} = fma({{ X }}(ds), {{ X }}(q[at + {{ part(c) }}]), acc{{ c }});
+        acc_v{{ c }} = fma({{ X }}(weight), {{ X }}(grad[at + {{ part(c) }}]), acc_v{{ c }});
+        {% endfor %}
     }
 {% else %}
-    var mine: array<{{ X }}, {{ DV }}>;
-    var acc: array<{{ X }}, {{ DV }}>;
-    {% if BACK %}
-    var dout: array<{{ X }}, {{ DV }}>;
-    {% endif %}
-    for (var c = 0u; c < d; c++) {
-        mine[c] = {{ X }}(q[at_q + own * row + c]) * p.scale;
-        acc[c] = {{ X }}(0.0);
-        {% if BACK %}
-        dout[c] = {{ X }}(grad[at_q + own * row + c]);
-        {% endif %}
-    }
-    {% if BACK %}
-    let stat_lse = lse[id];
-    let stat_delta = delta[id];
-    {% else %}
+    {% if FORWARD %}
     // finite stand-in for -infinity, which fast math may not know
     var top = -3.0e38;
     var total = 0.0;
+    {% else %}
+    let own_lse = lse[stats + own];
+    let own_delta = delta[stats + own];
     {% endif %}
     for (var j = 0u; j < {{ "min(own + 1u, p.tk)" if CAUSAL else "p.tk" }}; j++) {
-        var s4 = {{ X }}(0.0);
-        {% if BACK %}
-        var dp4 = {{ X }}(0.0);
-        {% endif %}
-        for (var c = 0u; c < d; c++) {
-            s4 = fma(mine[c], {{ X }}(k[at_k + j * row + c]), s4);
-            {% if BACK %}
-            dp4 = fma(dout[c], {{ X }}(v[at_k + j * row + c]), dp4);
-            {% endif %}
-        }
-        let s = sum(s4);
-        {% if BACK %}
-        let ds = exp(s - stat_lse) * (sum(dp4) - stat_delta) * p.scale;
-        for (var c = 0u; c < d; c++) {
-            acc[c] = fma({{ X }}(ds), {{ X }}(k[at_k + j * row + c]), acc[c]);
-        }
-        {% else %}
+        let at = at_k + j * row;
+        {{ dot("s4", "q", "at_own", "mine", "k", "at") }}
+        let s = sum(s4) * p.scale;
+        {% if FORWARD %}
         if (s > top) {
             let shrink = exp(top - s);
             total *= shrink;
-            for (var c = 0u; c < d; c++) {
-                acc[c] *= shrink;
-            }
+            {% for c in range(N) %}
+            acc{{ c }} *= shrink;
+            {% endfor %}
             top = s;
         }
         let weight = exp(s - top);
         total += weight;
-        for (var c = 0u; c < d; c++) {
-            acc[c] = fma({{ X }}(weight), {{ X }}(v[at_k + j * row + c]), acc[c]);
-        }
+        {% for c in range(N) %}
+        acc{{ c }} = fma({{ X }}(weight), {{ X }}(v[at + {{ part(c) }}]), acc{{ c }});
+        {% endfor %}
+        {% else %}
+        {{ dot("dp", "grad", "at_own", "pair", "v", "at") }}
+        let ds = exp(s - own_lse) * (sum(dp) - own_delta) * p.scale;
+        {% for c in range(N) %}
+        acc{{ c }} = fma({{ X }}(ds), {{ X }}(k[at + {{ part(c) }}]), acc{{ c }});
+        {% endfor %}
         {% endif %}
     }
-    {% if BACK %}
-    for (var c = 0u; c < d; c++) {
-        out[at_q + own * row + c] = {{ vec(W, T) }}(acc[c]);
+    {% if FORWARD %}
+    if (first == 0u) {
+        lse[stats + own] = top + log(total);
     }
-    {% else %}
-    for (var c = 0u; c < d; c++) {
-        out[at_q + own * row + c] = {{ vec(W, T) }}(acc[c] / total);
-    }
-    lse[id] = top + log(total);
     {% endif %}
 {% endif %}
+    {% for c in range(N) %}
+    {% if not WHOLE %}
+    if (first + {{ c }}u < d) {
+    {% endif %}
+    out[at_own + first + {{ c }}u] = {{ vec(W, T) }}(acc{{ c }}{% if FORWARD %} / total{% endif %});
+    {% if KEYS %}
+    out_v[at_own + first + {{ c }}u] = {{ vec(W, T) }}(acc_v{{ c }});
+    {% endif %}
+    {% if not WHOLE %}
+    }
+    {% endif %}
+    {% endfor %}
 }
