@@ -1,7 +1,7 @@
 //! Multi-head attention without a score matrix: online softmax forward; backward in two kernels, one per query and one
 //! per key, without atomics.
 //!
-//! Saved for the way back: q, k, v, the output, and log-sum-exp per query.
+//! Saved for the way back: q, k, v, and log-sum-exp per query.
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
@@ -13,8 +13,6 @@ static SHADER: Shader = Shader {
     source: include_str!("attention.wgsl"),
     includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
 };
-static DELTA: Shader =
-    Shader { name: "attention_delta", source: include_str!("attention_delta.wgsl"), includes: &[INDEX] };
 
 params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }
 
@@ -49,12 +47,16 @@ impl Pass {
 
     fn defs(self, dtype: DType, wg: u32) -> Defs {
         let (width, kept, parts) = self.parts();
+        let vectors = self.d / width;
+        let unroll =
+            if parts == 1 { 1 } else { (1..=16).rev().find(|u| vectors.is_multiple_of(*u)).unwrap_or(1) };
         vec![
             ("PASS", self.name.into()),
             ("CAUSAL", self.causal.into()),
             ("T", dtype.wgsl().into()),
             ("W", (width as u32).into()),
             ("N", (kept as u32).into()),
+            ("U", (unroll as u32).into()),
             ("WHOLE", (parts == 1).into()),
             ("WG", wg.into()),
         ]
@@ -65,7 +67,8 @@ fn launch<'a>(x: &'a Tensor, p: &AttentionParams, name: &'static str, causal: bo
     let wg = workgroup(x.gpu());
     let pass = Pass { name, causal, d: p.d as usize };
     let tokens = if name == "keys" { p.tk } else { p.tq };
-    let invocations = p.batch * p.heads * tokens * pass.parts().2 as u32;
+    let parts = if name == "delta" { 1 } else { pass.parts().2 as u32 };
+    let invocations = p.batch * p.heads * tokens * parts;
     Launch::new(x.gpu(), &SHADER)
         .defs(pass.defs(x.dtype(), wg))
         .params(p)
@@ -109,34 +112,25 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
     if ![q, k, v].iter().any(|t| tape.tracks(t)) {
         return Ok(y);
     }
-    let (q, k, v, o) = (q.clone(), k.clone(), v.clone(), y.clone());
+    let (q, k, v) = (q.clone(), k.clone(), v.clone());
     let inputs = [q.clone(), k.clone(), v.clone()];
     tape.record(&inputs.each_ref(), &y, move |grad_out, grads| {
         let gpu = q.gpu();
-        let wg = workgroup(gpu);
         let delta = Tensor::empty(gpu, lse.shape(), DType::F32)?;
-        Launch::new(gpu, &DELTA)
-            .def("T", q.dtype().wgsl())
-            .def("WG", wg)
-            .read(0, &o)
-            .read(1, grad_out)
-            .write(2, &delta)
-            .params(&p)
-            .grid(fold_grid((p.batch * p.heads * p.tq).div_ceil(wg)))
-            .run()?;
         let back = |name| {
             let launch = launch(&q, &p, name, causal).read(0, &q).read(1, &k).read(2, &v);
-            launch.read(3, &lse).read(4, grad_out).read(5, &delta)
+            launch.read(3, &lse).read(4, grad_out)
         };
+        back("delta").write(5, &delta).flops(2 * flops).run()?;
         if grads.wants(q.id()) {
             let dq = Tensor::empty(gpu, q.shape(), q.dtype())?;
-            back("queries").write(6, &dq).flops(3 * flops).run()?;
+            back("queries").read(5, &delta).write(6, &dq).flops(3 * flops).run()?;
             grads.add_id(q.id(), dq)?;
         }
         if grads.wants(k.id()) || grads.wants(v.id()) {
             let dk = Tensor::empty(gpu, k.shape(), k.dtype())?;
             let dv = Tensor::empty(gpu, v.shape(), v.dtype())?;
-            back("keys").write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
+            back("keys").read(5, &delta).write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
             for (t, grad) in [(&k, dk), (&v, dv)] {
                 if grads.wants(t.id()) {
                     grads.add_id(t.id(), grad)?;
@@ -188,13 +182,12 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
         for dtype in [DType::F32, DType::F16] {
             for d in [40, 80, 160, 64, 512, 5, 15, 50] {
-                for name in ["forward", "queries", "keys"] {
+                for name in ["forward", "delta", "queries", "keys"] {
                     for causal in [false, true] {
                         variant::<AttentionParams>(out, &SHADER, Pass { name, causal, d }.defs(dtype, wg))?;
                     }
                 }
             }
-            variant::<AttentionParams>(out, &DELTA, vec![("T", dtype.wgsl().into()), ("WG", wg.into())])?;
         }
     }
     Ok(())

@@ -2,18 +2,22 @@
 //
 //   s[i, j] = scale q[i] . k[j]       p = softmax over j (j <= i where CAUSAL)       o[i] = sum_j p[i, j] v[j]
 //   forward: o, and lse[i] = log sum_j exp s[i, j], by the online softmax (arXiv 1805.02867, algorithm 3)
-//   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (do[i] . v[j] - delta[i]),   p = exp(s - lse)
+//   delta:   delta[i] = sum_j p[i, j] dp[i, j],    dp = do[i] . v[j],    p = exp(s - lse)
+//   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (dp - delta[i])
 //   keys:    dk[j] = scale sum_i ds[i, j] q[i],   dv[j] = sum_i p[i, j] do[i]
-// q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq]; delta[i] = do[i] . o[i], by attention_delta.wgsl.
+// q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq].
 // Dispatch: b h parts t invocations, t fastest, folded. A head has d / W vectors. An invocation keeps N of them in
 // registers, by name, since compilers turn an indexed private array into a tree of branches. WHOLE: N is all of them.
-// Otherwise each part of N vectors computes the scores anew from memory.
-// Numeric note: f32.
+// Otherwise each part of N vectors computes the scores anew from memory, U vectors per iteration (Mesa before 23 ends all
+// loops of an invocation after 65,535 iterations in total).
+// Numeric note: f32. delta equals do[i] . o[i], but o may have been rounded to f16; then sum_j ds[i, j] is not 0, and the
+// error is multiplied with the mean of the keys.
 {% include "index" %}
 {% from "vec" import vec %}
 {% set X = vec(W, "f32") %}
 {% set KEYS = PASS == "keys" %}
 {% set FORWARD = PASS == "forward" %}
+{% set DELTA = PASS == "delta" %}
 @group(0) @binding(0) var<storage, read> q: array<{{ vec(W, T) }}>;
 @group(0) @binding(1) var<storage, read> k: array<{{ vec(W, T) }}>;
 @group(0) @binding(2) var<storage, read> v: array<{{ vec(W, T) }}>;
@@ -23,8 +27,12 @@
 {% else %}
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
 @group(0) @binding(4) var<storage, read> grad: array<{{ vec(W, T) }}>;
+{% if DELTA %}
+@group(0) @binding(5) var<storage, read_write> delta: array<f32>;
+{% else %}
 @group(0) @binding(5) var<storage, read> delta: array<f32>;
 @group(0) @binding(6) var<storage, read_write> out: array<{{ vec(W, T) }}>;
+{% endif %}
 {% if KEYS %}
 @group(0) @binding(7) var<storage, read_write> out_v: array<{{ vec(W, T) }}>;
 {% endif %}
@@ -40,8 +48,10 @@ fn sum(x: {{ X }}) -> f32 {
         {{ result }} = fma({{ kept }}{{ c }}, {{ X }}({{ other }}[{{ at_other }} + {{ c }}u]), {{ result }});
         {% endfor %}
         {% else %}
-        for (var c = 0u; c < d; c++) {
-            {{ result }} = fma({{ X }}({{ mine }}[{{ at_mine }} + c]), {{ X }}({{ other }}[{{ at_other }} + c]), {{ result }});
+        for (var c = 0u; c < d; c += {{ U }}u) {
+            {% for c in range(U) %}
+            {{ result }} = fma({{ X }}({{ mine }}[{{ at_mine }} + c + {{ c }}u]), {{ X }}({{ other }}[{{ at_other }} + c + {{ c }}u]), {{ result }});
+            {% endfor %}
         }
         {% endif %}
 {%- endmacro %}
@@ -52,7 +62,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     let id = flat_index(wid, groups, lid);
     let tokens = {{ "p.tk" if KEYS else "p.tq" }};
     let d = p.d / {{ W }}u;
-    let parts = (d + {{ N - 1 }}u) / {{ N }}u;
+    let parts = {% if DELTA %}1u{% else %}(d + {{ N - 1 }}u) / {{ N }}u{% endif %};
     if (id >= p.batch * p.heads * parts * tokens) {
         return;
     }
@@ -72,7 +82,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     let pair{{ c }} = {{ X }}({{ "v" if KEYS else "grad" }}[at_own + {{ c }}u]);
     {% endif %}
     {% endif %}
+    {% if not DELTA %}
     var acc{{ c }} = {{ X }}(0.0);
+    {% endif %}
     {% if KEYS %}
     var acc_v{{ c }} = {{ X }}(0.0);
     {% endif %}
@@ -96,7 +108,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     var total = 0.0;
     {% else %}
     let own_lse = lse[stats + own];
+    {% if DELTA %}
+    var total = 0.0;
+    {% else %}
     let own_delta = delta[stats + own];
+    {% endif %}
     {% endif %}
     for (var j = 0u; j < {{ "min(own + 1u, p.tk)" if CAUSAL else "p.tk" }}; j++) {
         let at = at_k + j * row;
@@ -118,18 +134,25 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% endfor %}
         {% else %}
         {{ dot("dp", "grad", "at_own", "pair", "v", "at") }}
+        {% if DELTA %}
+        total = fma(exp(s - own_lse), sum(dp), total);
+        {% else %}
         let ds = exp(s - own_lse) * (sum(dp) - own_delta) * p.scale;
         {% for c in range(N) %}
         acc{{ c }} = fma({{ X }}(ds), {{ X }}(k[at + {{ part(c) }}]), acc{{ c }});
         {% endfor %}
+        {% endif %}
         {% endif %}
     }
     {% if FORWARD %}
     if (first == 0u) {
         lse[stats + own] = top + log(total);
     }
+    {% elif DELTA %}
+    delta[stats + own] = total;
     {% endif %}
 {% endif %}
+{% if not DELTA %}
     {% for c in range(N) %}
     {% if not WHOLE %}
     if (first + {{ c }}u < d) {
@@ -142,4 +165,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     }
     {% endif %}
     {% endfor %}
+{% endif %}
 }

@@ -14,7 +14,12 @@ static SHADER: Shader = Shader {
     includes: &[INDEX, ACT, REDUCE, ("vec", include_str!("include/vec.wgsl"))],
 };
 
-params! { struct GroupNormParams { batch: u32, tokens: u32, c: u32, groups: u32, eps: f32 } }
+params! {
+    struct GroupNormParams { batch: u32, tokens: u32, c: u32, groups: u32, slice: u32, slices: u32, eps: f32 }
+}
+
+/// Loop iterations of an invocation over its slice, two passes together; see `group_norm.wgsl`.
+const ITERATIONS: usize = 30_000;
 
 /// What group norm does besides normalising.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +55,10 @@ fn defs(pass: Pass, dtype: DType, vec: bool, lane: bool, wg: u32) -> Defs {
     ]
 }
 
+fn merge_defs(stats: bool, wg: u32) -> Defs {
+    vec![("PASS", "merge".into()), ("STATS", stats.into()), ("WG", wg.into())]
+}
+
 /// Everything the passes share.
 struct Norm<'a> {
     x: &'a Tensor,
@@ -65,16 +74,13 @@ impl Norm<'_> {
         let (gpu, p) = (self.x.gpu(), &self.params);
         let (lane, wg) = (lane(gpu), workgroup(gpu));
         let vec = p.c.is_multiple_of(4);
-        let pass = Pass {
-            name,
-            silu: self.silu && name != "stats",
-            add: self.add.is_some(),
-            before: before.is_some(),
-        };
+        let (silu, add) = (self.silu && name != "stats", self.add.is_some());
+        let pass = Pass { name, silu, add, before: before.is_some() };
+        let slices = p.batch * p.groups * p.slices;
         let workgroups = match name {
             "apply" | "grad_apply" => (self.x.len() as u32 / if vec { 4 } else { 1 }).div_ceil(wg),
-            _ if lane => (p.batch * p.groups).div_ceil(wg),
-            _ => p.batch * p.groups,
+            _ if lane => slices.div_ceil(wg),
+            _ => slices,
         };
         let launch = Launch::new(gpu, &SHADER)
             .defs(defs(pass, self.x.dtype(), vec, lane, wg))
@@ -85,6 +91,27 @@ impl Norm<'_> {
             .params(p)
             .grid(fold_grid(workgroups));
         if name == "stats" { launch } else { launch.read(2, self.gamma).read(3, self.beta) }
+    }
+
+    /// A tensor of two numbers per slice, for `stats` and `grad_sums` to fill.
+    fn slices(&self) -> Result<Tensor> {
+        let p = &self.params;
+        Tensor::empty(self.x.gpu(), &[(p.batch * p.groups) as usize, p.slices as usize, 2], DType::F32)
+    }
+
+    /// Two numbers per sample and group, from those of their slices.
+    fn merge(&self, slices: &Tensor, stats: bool) -> Result<Tensor> {
+        let (gpu, p) = (self.x.gpu(), &self.params);
+        let merged = Tensor::empty(gpu, &[p.batch as usize, p.groups as usize, 2], DType::F32)?;
+        let wg = workgroup(gpu);
+        Launch::new(gpu, &SHADER)
+            .defs(merge_defs(stats, wg))
+            .read(0, slices)
+            .write(8, &merged)
+            .params(p)
+            .grid(fold_grid((p.batch * p.groups).div_ceil(wg)))
+            .run()?;
+        Ok(merged)
     }
 }
 
@@ -107,16 +134,21 @@ pub fn group_norm(
     if let Some(a) = args.add.filter(|a| a.shape() != [batch, c] || a.dtype() != x.dtype()) {
         return Err(Error::op("group_norm", format!("{a:?} is added to {x:?}; it must be [{batch}, {c}]")));
     }
+    let (tokens, width) = (x.len() / (batch * c).max(1), c / args.groups);
+    let slice = (ITERATIONS / 2 / (width + 2)).clamp(1, tokens.max(1));
     let params = GroupNormParams {
         batch: batch as u32,
-        tokens: (x.len() / (batch * c).max(1)) as u32,
+        tokens: tokens as u32,
         c: c as u32,
         groups: args.groups as u32,
+        slice: slice as u32,
+        slices: tokens.div_ceil(slice) as u32,
         eps: args.eps,
     };
     let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, params };
-    let stats = Tensor::empty(x.gpu(), &[batch, args.groups, 2], DType::F32)?;
-    norm.launch("stats", None, &stats).run()?;
+    let slices = norm.slices()?;
+    norm.launch("stats", None, &slices).run()?;
+    let stats = norm.merge(&slices, true)?;
     let y = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
     norm.launch("apply", None, &y).read(4, &stats).run()?;
 
@@ -128,8 +160,9 @@ pub fn group_norm(
         let record = inputs.clone();
         tape.record(&record, &y, move |grad_out, grads| {
             let norm = Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, params };
-            let sums = Tensor::empty(x.gpu(), stats.shape(), DType::F32)?;
-            norm.launch("grad_sums", None, &sums).read(4, &stats).read(5, grad_out).run()?;
+            let slices = norm.slices()?;
+            norm.launch("grad_sums", None, &slices).read(4, &stats).read(5, grad_out).run()?;
+            let sums = norm.merge(&slices, false)?;
             // the share that came before must not reach the gradient of `add`
             let wants_add = add.as_ref().is_some_and(|a| grads.wants(a.id()));
             let before = if wants_add { None } else { grads.take(x.id()) };
@@ -185,6 +218,9 @@ pub fn reference(
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+        for stats in [false, true] {
+            variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, wg))?;
+        }
         for dtype in [DType::F32, DType::F16] {
             for vec in [false, true] {
                 for add in [false, true] {

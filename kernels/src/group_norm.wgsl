@@ -1,17 +1,50 @@
 // Group norm over channels-last images, SiLU fused; {{ PASS }}.
 //
 //   u = x + add[b, c]          x^ = (u - mean[b, g]) rstd[b, g]          n = gamma x^ + beta          y = n or silu(n)
-//   stats:      mean, rstd of u over the tokens and channels of (b, g); two passes, so no cancellation
+//   stats:      mean and sum of squared deviations of u over a slice of the tokens and the channels of g; two passes
+//   grad_sums:  sum w and sum w x^ over a slice, w = gamma dn, dn = dy or dy silu'(n)
+//   merge:      mean, rstd of (b, g) from its slices (Chan et al. 1983); of the sums, their sum
 //   apply:      y
-//   grad_sums:  sum w and sum w x^ over (b, g), w = gamma dn, dn = dy or dy silu'(n)
 //   grad_apply: dx = rstd (w - (sum w + x^ sum w x^) / count) + before
-// Dispatch: stats, grad_sums: one workgroup (LANE: invocation) per (b, g); others one invocation per V values; folded.
+// Dispatch: stats, grad_sums: one workgroup (LANE: invocation) per (b, g, slice); merge: one invocation per (b, g); others
+// one invocation per V values; folded. Slices bound the iterations of an invocation: Mesa before 23 ends all of its loops
+// after 65,535 in total.
 // Numeric note: f32; per-token sums are added up in blocks of 64 tokens.
 {% include "index" %}
-{% include "act" %}
-{% from "vec" import vec %}
 {% set GRAD = PASS in ["grad_sums", "grad_apply"] %}
 {% set WHOLE = PASS in ["apply", "grad_apply"] %}
+{% if PASS == "merge" %}
+@group(0) @binding(0) var<storage, read> slices: array<vec2<f32>>;         // [b, groups, slices]
+@group(0) @binding(8) var<storage, read_write> out: array<vec2<f32>>;      // [b, groups]
+
+@compute @workgroup_size({{ WG }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let bg = flat_index(wid, groups, lid);
+    if (bg >= p.batch * p.groups) {
+        return;
+    }
+    var sum = vec2<f32>();
+    {% if STATS %}
+    var count = 0.0;
+    for (var i = 0u; i < p.slices; i++) {
+        let slice = slices[bg * p.slices + i];
+        let added = f32(p.c / p.groups) * f32(min(p.slice, p.tokens - i * p.slice));
+        let delta = slice.x - sum.x;
+        let total = count + added;
+        sum += vec2<f32>(delta * added / total, slice.y + delta * delta * count * added / total);
+        count = total;
+    }
+    out[bg] = vec2<f32>(sum.x, 1.0 / sqrt(sum.y / count + p.eps));
+    {% else %}
+    for (var i = 0u; i < p.slices; i++) {
+        sum += slices[bg * p.slices + i];
+    }
+    out[bg] = sum;
+    {% endif %}
+}
+{% else %}
+{% include "act" %}
+{% from "vec" import vec %}
 @group(0) @binding(0) var<storage, read> x: array<{{ vec(V, T) }}>;        // [b, tokens, c]
 {% if ADD %}
 @group(0) @binding(1) var<storage, read> extra: array<{{ T }}>;            // [b, c]
@@ -61,9 +94,9 @@ fn load(at: u32, b: u32, c: u32) -> f32 {
 }
 
 {% macro each_value() %}
-    for (var first = START; first < p.tokens; first += 64u * STEP) {
+    for (var first = begin + START; first < end; first += 64u * STEP) {
         var block = vec2<f32>();
-        for (var token = first; token < min(first + 64u * STEP, p.tokens); token += STEP) {
+        for (var token = first; token < min(first + 64u * STEP, end); token += STEP) {
             for (var k = 0u; k < width; k++) {
                 let c = g * width + k;
                 let at = (b * p.tokens + token) * p.c + c;
@@ -76,29 +109,30 @@ fn load(at: u32, b: u32, c: u32) -> f32 {
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     {% if LANE %}
-    let bg = flat_index(wid, groups, lid);
+    let id = flat_index(wid, groups, lid);
     let START = 0u;
     let STEP = 1u;
     {% else %}
-    let bg = wid.x + wid.y * groups.x;
+    let id = wid.x + wid.y * groups.x;
     let START = lid;
     let STEP = {{ WG }}u;
     {% endif %}
-    if (bg >= p.batch * p.groups) {
+    if (id >= p.batch * p.groups * p.slices) {
         return;
     }
+    let bg = id / p.slices;
     let b = bg / p.groups;
     let g = bg % p.groups;
     let width = p.c / p.groups;
-    let count = f32(width * p.tokens);
+    let begin = id % p.slices * p.slice;
+    let end = min(begin + p.slice, p.tokens);
     var sum = vec2<f32>();
     {% if PASS == "stats" %}
     {% call each_value() %}block.x += load(at, b, c);{% endcall %}
-    let mean = workgroup_sum(sum, lid).x / count;
+    let mean = workgroup_sum(sum, lid).x / f32(width * (end - begin));
     sum = vec2<f32>();
     {% call each_value() %}let d = load(at, b, c) - mean; block.x = fma(d, d, block.x);{% endcall %}
-    let variance = workgroup_sum(sum, lid).x / count;
-    let result = vec2<f32>(mean, 1.0 / sqrt(variance + p.eps));
+    let result = vec2<f32>(mean, workgroup_sum(sum, lid).x);
     {% else %}
     let stat = stats[bg];
     {% call each_value() %}
@@ -113,7 +147,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         return;
     }
     {% endif %}
-    out[bg] = result;
+    out[id] = result;
 }
 {% else %}
 
@@ -144,4 +178,5 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     out[i] = {{ T }}(y0);
     {% endif %}
 }
+{% endif %}
 {% endif %}

@@ -7,7 +7,10 @@ use crate::{lane, workgroup};
 
 static SHADER: Shader = Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE] };
 
-params! { struct MseParams { batch: u32, n: u32 } }
+params! { struct MseParams { batch: u32, n: u32, slices: u32 } }
+
+/// Values of a sample that one workgroup sums; see `mse.wgsl`.
+const SLICE: u32 = 16_384;
 
 fn defs(pass: &'static str, dtype: DType, lane: bool, wg: u32) -> Defs {
     vec![("PASS", pass.into()), ("T", dtype.wgsl().into()), ("LANE", lane.into()), ("WG", wg.into())]
@@ -28,11 +31,13 @@ pub fn mse(tape: &Tape, pred: &Tensor, target: &Tensor, weights: &Tensor) -> Res
     }
     let gpu = pred.gpu();
     let (lane, wg) = (lane(gpu), workgroup(gpu));
-    let params = MseParams { batch: batch as u32, n: (pred.len() / batch) as u32 };
+    let n = (pred.len() / batch.max(1)) as u32;
+    let params = MseParams { batch: batch as u32, n, slices: n.div_ceil(SLICE) };
+    let slices = params.batch * params.slices;
     let launch = |pass| Launch::new(gpu, &SHADER).defs(defs(pass, pred.dtype(), lane, wg)).params(&params);
 
-    let parts = Tensor::empty(gpu, &[batch], DType::F32)?;
-    let workgroups = if lane { params.batch.div_ceil(wg) } else { params.batch };
+    let parts = Tensor::empty(gpu, &[slices as usize], DType::F32)?;
+    let workgroups = if lane { slices.div_ceil(wg) } else { slices };
     launch("samples")
         .read(0, pred)
         .read(1, target)

@@ -1,8 +1,8 @@
 // Mean squared error with a weight per sample; {{ PASS }}.
 //
 //   loss = 1 / B sum_b weight[b] / n sum_i (pred[b, i] - target[b, i])^2
-//   samples: out[b] = weight[b] / (B n) sum_i (...)^2      one workgroup (LANE: invocation) per sample
-//   total:   out[0] = sum_b parts[b]                       one invocation
+//   samples: out[b, s] = weight[b] / (B n) sum_i (...)^2   one workgroup (LANE: invocation) per sample and slice of 16,384
+//   total:   out[0] = sum parts                            one invocation
 //   grad:    out[b, i] = grad[0] 2 weight[b] / (B n) (pred - target)      one invocation per value
 // pred, target [b, n]; the rest f32. Numeric note: f32, in blocks of 64.
 {% include "index" %}
@@ -27,21 +27,24 @@
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
 {% if PASS == "samples" %}
     {% if LANE %}
-    let b = flat_index(wid, groups, lid);
+    let id = flat_index(wid, groups, lid);
     let START = 0u;
     let STEP = 1u;
     {% else %}
-    let b = wid.x + wid.y * groups.x;
+    let id = wid.x + wid.y * groups.x;
     let START = lid;
     let STEP = {{ WG }}u;
     {% endif %}
-    if (b >= p.batch) {
+    if (id >= p.batch * p.slices) {
         return;
     }
+    let b = id / p.slices;
+    let begin = id % p.slices * 16384u;
+    let end = min(begin + 16384u, p.n);
     var sum = 0.0;
-    for (var first = START; first < p.n; first += 64u * STEP) {
+    for (var first = begin + START; first < end; first += 64u * STEP) {
         var block = 0.0;
-        for (var i = first; i < min(first + 64u * STEP, p.n); i += STEP) {
+        for (var i = first; i < min(first + 64u * STEP, end); i += STEP) {
             let d = f32(pred[b * p.n + i]) - f32(goal[b * p.n + i]);
             block = fma(d, d, block);
         }
@@ -49,15 +52,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     }
     let total = workgroup_sum(vec2<f32>(sum, 0.0), lid).x;
     if (START == 0u) {
-        out[b] = weight[b] * total / (f32(p.batch) * f32(p.n));
+        out[id] = weight[b] * total / (f32(p.batch) * f32(p.n));
     }
 {% elif PASS == "total" %}
     if (flat_index(wid, groups, lid) != 0u) {
         return;
     }
     var sum = 0.0;
-    for (var b = 0u; b < p.batch; b++) {
-        sum += parts[b];
+    for (var i = 0u; i < p.batch * p.slices; i++) {
+        sum += parts[i];
     }
     out[0] = sum;
 {% else %}

@@ -57,7 +57,7 @@ pub fn grad_norm(grads: &Tensor) -> Result<Tensor> {
         return Err(Error::op("grad_norm", format!("{grads:?} must be f32")));
     }
     let (gpu, wg) = (grads.gpu(), workgroup(grads.gpu()));
-    let chunks = grads.len().div_ceil(1024);
+    let chunks = grads.len().div_ceil(4096);
     let parts = Tensor::empty(gpu, &[chunks], DType::F32)?;
     let norm = Tensor::empty(gpu, &[1], DType::F32)?;
     for (pass, from, to, count) in [("squares", grads, &parts, grads.len()), ("norm", &parts, &norm, chunks)]

@@ -1,6 +1,6 @@
 // Norm of the gradients, and AdamW; {{ PASS }}.
 //
-//   squares: out[i] = sum g^2 over chunk i of 1024, infinity where an element is not finite
+//   squares: out[i] = sum g^2 over chunk i of 4096, infinity where an element is not finite
 //   norm:    out[0] = sqrt(sum_i parts[i]), infinity where it is not finite
 //   adamw:   g' = g grad_scale clip,  clip = min(1, max_norm / (norm grad_scale + 1e-6))
 //            m = b1 m + (1 - b1) g'     v = b2 v + (1 - b2) g'^2
@@ -50,11 +50,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     {% endif %}
 {% else %}
     {% if PASS == "squares" %}
-    let first = i * 1024u;
+    let first = i * 4096u;
     if (first >= p.count) {
         return;
     }
-    let last = min(first + 1024u, p.count);
+    let last = min(first + 4096u, p.count);
     {% else %}
     if (i != 0u) {
         return;

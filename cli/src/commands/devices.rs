@@ -1,0 +1,57 @@
+//! `strata devices`
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde_json::json;
+use strata_engine::{AdapterSummary, Gpu, GpuOptions};
+
+/// List the GPU adapters, best first
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  strata devices
+  strata train run.toml --adapter 1
+  strata devices --json | jq '.[].name'")]
+pub struct Devices {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Devices {
+    pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        let adapters = Gpu::list();
+        if adapters.is_empty() {
+            // says what to install
+            Gpu::open(&GpuOptions::default())?;
+        }
+        if self.json {
+            let list: Vec<_> = adapters.iter().map(to_json).collect();
+            writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
+            return Ok(());
+        }
+        for AdapterSummary { index, caps, kind } in &adapters {
+            writeln!(out, "{index}: {} ({kind})", caps.name)?;
+            writeln!(out, "   backend {}, driver {}", caps.backend, caps.driver)?;
+            let f16 = if caps.f16 { "yes" } else { "no: everything runs in f32" };
+            writeln!(out, "   f16 {f16}, GEMM variant {}", caps.gemm.name())?;
+            writeln!(out, "   largest tensor {} MiB", caps.max_binding >> 20)?;
+        }
+        Ok(())
+    }
+}
+
+fn to_json(AdapterSummary { index, caps, kind }: &AdapterSummary) -> serde_json::Value {
+    json!({
+        "index": index,
+        "name": caps.name,
+        "kind": kind,
+        "backend": caps.backend,
+        "driver": caps.driver,
+        "f16": caps.f16,
+        "immediates": caps.immediates,
+        "gemm": caps.gemm.name(),
+        "max_tensor_bytes": caps.max_binding,
+    })
+}

@@ -1,0 +1,265 @@
+//! `strata layers`
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use serde_json::json;
+use strata_model::{
+    BlockName, Blocks, LayerInfo, LayerKind, Match, Rule, Selection, UnetConfig, Weights, unet_layers,
+    unet_tensors,
+};
+
+use super::thousands;
+
+/// Show the layers of a U-Net and what a selection hits
+///
+/// Needs no GPU. Beside each block stand the names that kohya's trainers and LBW have for it, both of which --select
+/// understands.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  strata layers sd15
+  strata layers sd15 --select 'up_blocks.1 cross-attn' --select mid_block:16 --rank 4
+  strata layers sd15/unet --select IN04,OUT08 --json
+
+RULE is a path (up_blocks.1, down_blocks.*.attn2.to_k), a group (attn, self-attn, cross-attn, ff, proj, transformer,
+resnet, conv), a block (IN04, M00, OUT08, kohya:16) or a level (low, mid, high). `A B` is what is in both, `A,B` what
+is in either. A later rule overrides an earlier one on the same layer, and may have a rank of its own after a colon.")]
+pub struct Layers {
+    /// Folder of a Stable Diffusion model in diffusers layout, or of its U-Net
+    model: PathBuf,
+    /// What gets a LoRA; may be given several times [default: attn]
+    #[arg(long, value_name = "RULE[:RANK]")]
+    select: Vec<String>,
+    /// Rank of rules that have none of their own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    rank: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A residual block, an attention, a sampler, or a layer that is in none of these.
+struct Unit<'a> {
+    path: String,
+    name: Option<BlockName>,
+    layers: Vec<(&'a LayerInfo, Option<&'a Match>)>,
+}
+
+impl Layers {
+    pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        let folder = unet_folder(&self.model)?;
+        let layers = unet_layers(&folder)?;
+        check_weights(&folder)?;
+        let matches = Selection::new(&self.rules()?)?.resolve(&layers)?;
+        let units = units(&layers, &matches);
+        match self.json {
+            true => print_json(out, &units),
+            false => print(out, &units),
+        }
+    }
+
+    fn rules(&self) -> Result<Vec<Rule>> {
+        let default = ["attn".to_owned()];
+        let texts = if self.select.is_empty() { &default[..] } else { &self.select };
+        let rule = |text: &String| {
+            // kohya:16 is a block
+            let ranked = text.rsplit_once(':').filter(|(select, _)| !select.ends_with("kohya"));
+            let (select, rank) = match ranked.and_then(|(select, rank)| Some((select, rank.parse().ok()?))) {
+                Some((select, rank)) => (select, rank),
+                None => (text.as_str(), self.rank as usize),
+            };
+            ensure!(rank > 0, "--select {text}: the rank must be at least 1");
+            Ok(Rule { select: select.to_owned(), rank, alpha: rank as f32, lr: None })
+        };
+        texts.iter().map(rule).collect()
+    }
+}
+
+/// The U-Net's folder in that of a pipeline, or the folder itself.
+fn unet_folder(model: &Path) -> Result<PathBuf> {
+    let inner = model.join("unet");
+    for folder in [&inner, &model.to_owned()] {
+        if folder.join("config.json").is_file() {
+            return Ok(folder.clone());
+        }
+    }
+    bail!(
+        "{}: no unet/config.json and no config.json here; give the folder of a diffusers model",
+        model.display()
+    )
+}
+
+/// The weights' headers must hold the model that config.json describes, where there are weights at all.
+fn check_weights(folder: &Path) -> Result<()> {
+    let weights = Weights::open(folder, "diffusion_pytorch_model")?;
+    for tensor in unet_tensors(&UnetConfig::open(&folder.join("config.json"))?)? {
+        let found = tensor.names.iter().find_map(|name| weights.shape(name));
+        let name = tensor.names[0].as_str();
+        match found {
+            None => {
+                bail!("{}: no tensor `{name}`; the weights are not of this config.json", folder.display())
+            }
+            Some(shape) if !tensor.shapes.iter().any(|wanted| wanted == shape) => bail!(
+                "{}: tensor `{name}` has shape {shape:?}, but config.json asks for {:?}",
+                folder.display(),
+                tensor.shapes[0]
+            ),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Brings the layers of a unit together, in the order in which the units first occur.
+fn units<'a>(layers: &'a [LayerInfo], matches: &'a [Match]) -> Vec<Unit<'a>> {
+    let blocks = Blocks::new(layers);
+    let hits: BTreeMap<&str, &Match> = matches.iter().map(|m| (m.layer.path.as_str(), m)).collect();
+    let mut units: Vec<Unit> = Vec::new();
+    for layer in layers {
+        let (path, hit) = (unit_path(&layer.path), hits.get(layer.path.as_str()).copied());
+        match units.iter_mut().find(|unit| unit.path == path) {
+            Some(unit) => unit.layers.push((layer, hit)),
+            None => {
+                let name = blocks.name(&layer.path);
+                units.push(Unit { path: path.to_owned(), name, layers: vec![(layer, hit)] });
+            }
+        }
+    }
+    units
+}
+
+/// `down_blocks.0.attentions.1`, `mid_block.resnets.0`, `time_embedding`, `conv_in`: the unit of a layer.
+fn unit_path(path: &str) -> &str {
+    let dots = match path.split('.').next() {
+        Some("down_blocks" | "up_blocks") => 4,
+        Some("mid_block") => 3,
+        _ => 1,
+    };
+    path.match_indices('.').nth(dots - 1).map_or(path, |(at, _)| &path[..at])
+}
+
+fn parameters(m: &Match) -> usize {
+    m.rank * (m.layer.inputs + m.layer.outputs)
+}
+
+fn kind(kind: LayerKind) -> &'static str {
+    match kind {
+        LayerKind::Linear => "linear",
+        LayerKind::Conv1x1 => "conv 1x1",
+        LayerKind::Conv3x3 => "conv 3x3",
+    }
+}
+
+impl Unit<'_> {
+    fn hits(&self) -> impl Iterator<Item = &Match> {
+        self.layers.iter().filter_map(|(_, hit)| *hit)
+    }
+}
+
+fn print(out: &mut impl Write, units: &[Unit]) -> Result<()> {
+    let mut block = "";
+    for unit in units {
+        let (parent, own) = match unit.path.match_indices(['.']).nth_back(1) {
+            Some((at, _)) => (&unit.path[..at], &unit.path[at + 1..]),
+            None => ("", unit.path.as_str()),
+        };
+        if parent != block && !parent.is_empty() {
+            writeln!(out, "{parent}")?;
+        }
+        block = parent;
+        let indent = if parent.is_empty() { "" } else { "  " };
+        let name = unit.name.as_ref().map_or(String::new(), |n| format!("kohya:{} {}", n.kohya, n.lbw));
+        let (count, numbers) = (unit.hits().count(), unit.hits().map(parameters).sum());
+        let hit = match count {
+            0 => String::new(),
+            _ => format!("{count} of {} layers, {} parameters", unit.layers.len(), thousands(numbers)),
+        };
+        writeln!(out, "{}", format!("{indent}{own:24}  {name:15}  {hit}").trim_end())?;
+        for (layer, hit) in &unit.layers {
+            let path = match layer.path[unit.path.len()..].trim_start_matches('.') {
+                "" => own,
+                inner => inner,
+            };
+            let size = format!("{} -> {}", layer.inputs, layer.outputs);
+            let (mark, lora) = match hit {
+                Some(m) => ("*", format!("rank {:<4} {}", m.rank, thousands(parameters(m)))),
+                None => ("-", String::new()),
+            };
+            let line = format!("{indent}  {mark} {path:38}  {:8}  {size:12}  {lora}", kind(layer.kind));
+            writeln!(out, "{}", line.trim_end())?;
+        }
+    }
+    let all = || units.iter().flat_map(Unit::hits);
+    let (count, numbers): (usize, usize) = (all().count(), all().map(parameters).sum());
+    let layers: usize = units.iter().map(|unit| unit.layers.len()).sum();
+    let kilobytes = thousands((2 * numbers).div_ceil(1000));
+    writeln!(
+        out,
+        "\n* {count} of {layers} layers, {} parameters, {kilobytes} kB as f16",
+        thousands(numbers)
+    )?;
+    Ok(())
+}
+
+fn print_json(out: &mut impl Write, units: &[Unit]) -> Result<()> {
+    let block = |unit: &Unit| {
+        let layer = |(layer, hit): &(&LayerInfo, Option<&Match>)| {
+            json!({
+                "path": layer.path,
+                "kind": kind(layer.kind),
+                "inputs": layer.inputs,
+                "outputs": layer.outputs,
+                "selected": hit.is_some(),
+                "rule": hit.map(|m| m.rule),
+                "rank": hit.map(|m| m.rank),
+                "parameters": hit.map_or(0, parameters),
+            })
+        };
+        json!({
+            "path": unit.path,
+            "kohya": unit.name.as_ref().map(|name| name.kohya),
+            "lbw": unit.name.as_ref().map(|name| &name.lbw),
+            "selected": unit.hits().count(),
+            "parameters": unit.hits().map(parameters).sum::<usize>(),
+            "layers": unit.layers.iter().map(layer).collect::<Vec<_>>(),
+        })
+    };
+    let all = || units.iter().flat_map(Unit::hits);
+    let value = json!({
+        "blocks": units.iter().map(block).collect::<Vec<_>>(),
+        "layers": units.iter().map(|unit| unit.layers.len()).sum::<usize>(),
+        "selected": all().count(),
+        "parameters": all().map(parameters).sum::<usize>(),
+    });
+    writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_after_a_colon() {
+        let select = ["attn", "mid_block:16", "kohya:16", "kohya:16:4"].map(String::from).to_vec();
+        let layers = Layers { model: "m".into(), select, rank: 8, json: false };
+        let rules = layers.rules().unwrap();
+        let parsed: Vec<(&str, usize)> = rules.iter().map(|rule| (rule.select.as_str(), rule.rank)).collect();
+        assert_eq!(parsed, [("attn", 8), ("mid_block", 16), ("kohya:16", 8), ("kohya:16", 4)]);
+    }
+
+    #[test]
+    fn units_of_layers() {
+        let cases = [
+            ("conv_in", "conv_in"),
+            ("time_embedding.linear_1", "time_embedding"),
+            ("mid_block.resnets.1.conv2", "mid_block.resnets.1"),
+            ("up_blocks.3.attentions.2.transformer_blocks.0.attn1.to_q", "up_blocks.3.attentions.2"),
+            ("down_blocks.0.downsamplers.0.conv", "down_blocks.0.downsamplers.0"),
+        ];
+        cases.into_iter().for_each(|(path, unit)| assert_eq!(unit_path(path), unit));
+    }
+}

@@ -1,0 +1,65 @@
+//! The `strata` command.
+//!
+//! Every command parses, calls the crate that does the work, and shows what came of it. Results go to stdout,
+//! progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod commands;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains and runs layered LoRA for Stable Diffusion, on any GPU.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  strata devices                                  which GPUs there are
+  strata layers sd15 --select up_blocks.1         what a pattern selects
+  strata train --print-config > run.toml          a config to start from
+  strata train run.toml                           pictures and captions to a LoRA
+  strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
+
+`strata COMMAND --help` says more about each.";
+
+#[derive(Subcommand)]
+enum Command {
+    Devices(commands::devices::Devices),
+    Layers(commands::layers::Layers),
+    Train(commands::train::Train),
+    Generate(commands::generate::Generate),
+    Parity(commands::parity::Parity),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = io::stdout().lock();
+    let done = match &cli.command {
+        Command::Devices(command) => command.run(&mut out),
+        Command::Layers(command) => command.run(&mut out),
+        Command::Train(command) => command.run(&mut out),
+        Command::Generate(command) => command.run(&mut out),
+        Command::Parity(command) => command.run(&mut out),
+    };
+    match done.and_then(|()| Ok(out.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // whoever read the output has seen enough, as `head` does
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            // nobody may be listening there either
+            let _ = writeln!(io::stderr(), "error: {}", strata_cli::message(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+}

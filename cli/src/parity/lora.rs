@@ -1,0 +1,211 @@
+//! The U-Net with LoRA: outputs, and training with the steps that `strata train` takes.
+
+use anyhow::{Context, Result, ensure};
+use strata_engine::{Tape, Tensor};
+use strata_kernels::Gate;
+use strata_model::{Clip, Cx, LoraEntry, LoraFile, LoraSet, NoiseSchedule, SchedulerConfig, Unet};
+use strata_trainer::{Batch, Learner, UpdateArgs};
+
+use super::check::{Checker, relative_l2};
+
+/// A step of f16 training is repeated with a smaller loss scale until it succeeds, at most so often.
+const MAX_TRIES: usize = 17;
+
+/// A LoRA of the goldens.
+struct Case {
+    name: &'static str,
+    /// Whether there are outputs of it.
+    forward: bool,
+    /// Whether there are AdamW's running means of it.
+    moments: bool,
+}
+
+const CASES: [Case; 3] = [
+    Case { name: "attn_all", forward: true, moments: false },
+    Case { name: "attn_sel", forward: true, moments: true },
+    Case { name: "attn_sel_zero", forward: false, moments: false },
+];
+
+/// `lora.NAME.*` and `train.NAME.*` of the LoRAs that Strata can have, and the training batches themselves.
+pub(crate) fn loras(c: &mut Checker) -> Result<()> {
+    batches(c)?;
+    let mut unet = Unet::open(c.gpu, &c.folder.join("unet"), c.dtype)?;
+    for case in CASES {
+        let path = c.folder.join("lora").join(format!("{}_kohya.safetensors", case.name));
+        let file = LoraFile::read(&path)?;
+        let lora = LoraSet::from_file(c.gpu, c.dtype, &file, &unet)?;
+        ensure!(
+            lora.entries().len() == file.modules.len(),
+            "{}: {} of {} modules found a layer",
+            path.display(),
+            lora.entries().len(),
+            file.modules.len()
+        );
+        unet.attach(&lora)?;
+        let outcome = match case.forward {
+            true => outputs(c, &unet, case.name),
+            false => Ok(()),
+        };
+        let outcome = outcome.and_then(|()| training(c, &unet, &lora, &case));
+        unet.detach_all();
+        outcome.with_context(|| case.name)?;
+    }
+    Ok(())
+}
+
+/// `lora.NAME.out`, and the same with the LoRA at 0.6.
+fn outputs(c: &mut Checker, unet: &Unet, name: &str) -> Result<()> {
+    let (sample, context) = (c.input("unet.sample")?, c.input("unet.context")?);
+    let timesteps = c.goldens.get("unet.mixed.timesteps")?.values.clone();
+    for (suffix, gate) in [("out", 1.0), ("out_scale0.6", 0.6)] {
+        let (tape, gates) = (Tape::off(), [Gate::Scalar(gate)]);
+        let out =
+            unet.forward(&Cx { tape: &tape, gates: &gates, taps: None }, &sample, &timesteps, &context)?;
+        c.tensor(&format!("lora.{name}.{suffix}"), &out, c.tolerances.forward)?;
+    }
+    Ok(())
+}
+
+/// `train.NAME.*`: five AdamW steps over five fixed batches.
+fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result<()> {
+    let prefix = format!("train.{}", case.name);
+    let before = lora.params().to_f32()?;
+    let mut learner = Learner::new(c.gpu, unet, lora, c.dtype)?;
+    let args = UpdateArgs {
+        lr: 1e-3,
+        lr_share: 1.0,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 1e-2,
+        max_norm: 0.0,
+        batches: 1,
+    };
+    let [steps, ..] = c.goldens.get("train.noisy")?.axes::<5>()?;
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
+    for step in 0..steps {
+        let batch = batch(c, step)?;
+        let (mut tries, mut first_grads) = (0, None);
+        let (loss, norm) = loop {
+            let scale = learner.loss_scale().value();
+            let loss = learner.backward(&batch)?.to_f32()?[0];
+            if step == 0 {
+                let grads = learner.grads().to_f32()?;
+                first_grads = Some(grads.iter().map(|grad| grad / scale).collect::<Vec<f32>>());
+            }
+            let update = learner.update(&args)?;
+            tries += 1;
+            ensure!(
+                !update.hopeless && tries <= MAX_TRIES,
+                "{prefix}: gradients of step {step} are not finite"
+            );
+            if !update.skipped {
+                break (loss, update.grad_norm);
+            }
+        };
+        losses.push(loss);
+        norms.push(norm);
+        if let Some(grads) = first_grads {
+            gradients(c, lora, &format!("{prefix}.grad"), &grads);
+        }
+    }
+    c.close(&format!("{prefix}.losses"), &losses, c.tolerances.loss);
+    c.close(&format!("{prefix}.grad_norms"), &norms, c.tolerances.gradient);
+    updates(c, lora, &format!("{prefix}.after{steps}"), &before)?;
+    if case.moments {
+        let (mean, square) = learner.moments();
+        each(c, lora, &format!("{prefix}.exp_avg"), &mean.to_f32()?, c.tolerances.mean);
+        each(c, lora, &format!("{prefix}.exp_avg_sq"), &square.to_f32()?, c.tolerances.square);
+    }
+    Ok(())
+}
+
+/// `train.noisy`, `train.target` and `train.context`: what a step makes of latents, noise and captions.
+fn batches(c: &mut Checker) -> Result<()> {
+    let config = SchedulerConfig::open(&c.folder.join("scheduler").join("scheduler_config.json"))?;
+    let schedule = NoiseSchedule::new(&config)?;
+    let (latents, noise) = (c.goldens.get("train.latents")?, c.goldens.get("train.noise")?);
+    let timesteps = c.goldens.indices("train.timesteps")?;
+    let size = (latents.values.len() / timesteps.len().max(1)).max(1);
+    let (mut noisy, mut target) = (Vec::new(), Vec::new());
+    let samples = latents.values.chunks_exact(size).zip(noise.values.chunks_exact(size));
+    for ((latent, noise), t) in samples.zip(timesteps) {
+        noisy.extend(schedule.add_noise(t as usize)?.apply(latent, noise)?);
+        target.extend(schedule.training_target(t as usize)?.apply(latent, noise)?);
+    }
+    c.close("train.noisy", &noisy, c.tolerances.host);
+    c.close("train.target", &target, c.tolerances.host);
+
+    let clip = Clip::open(c.gpu, &c.folder.join("text_encoder"), c.dtype)?;
+    let [steps, batch, tokens] = c.goldens.get("train.input_ids")?.axes()?;
+    let ids = c.goldens.indices("train.input_ids")?;
+    let ids = Tensor::from_u32(c.gpu, &ids, &[steps * batch, tokens])?;
+    let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;
+    c.close("train.context", &hidden, c.tolerances.forward);
+    Ok(())
+}
+
+/// Training batch `step` of the goldens.
+fn batch(c: &Checker, step: usize) -> Result<Batch> {
+    let part = |name: &str| c.goldens.get(name)?.part(step);
+    let (noisy, latent_shape) = part("train.noisy")?.nhwc()?;
+    let (target, _) = part("train.target")?.nhwc()?;
+    let (timesteps, context) = (part("train.timesteps")?.values, part("train.context")?);
+    let weights = vec![1.0; timesteps.len()];
+    let context_shape = context.axes()?;
+    Ok(Batch { latent_shape, noisy, target, timesteps, context_shape, context: context.values, weights })
+}
+
+/// Compares a flat buffer with one golden per matrix.
+fn each(c: &mut Checker, lora: &LoraSet, prefix: &str, flat: &[f32], tolerance: f64) {
+    for entry in lora.entries() {
+        for (name, range) in matrices(prefix, entry) {
+            c.close(&name, &flat[range], tolerance);
+        }
+    }
+}
+
+/// Compares the first step's gradients, matrix by matrix and all together.
+fn gradients(c: &mut Checker, lora: &LoraSet, prefix: &str, grads: &[f32]) {
+    each(c, lora, prefix, grads, c.tolerances.matrix);
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for (name, range) in lora.entries().iter().flat_map(|entry| matrices(prefix, entry)) {
+        // one that is absent, or of another size, has been noticed already
+        if let Ok(golden) = c.goldens.get(&name) {
+            ours.extend(&grads[range]);
+            theirs.extend(&golden.values);
+        }
+    }
+    let error = relative_l2(&ours, &theirs);
+    c.summary(&format!("{prefix} (all)"), error, c.tolerances.gradient, "all matrices together");
+}
+
+/// The goldens of `down` and `up` of a layer, and where the two lie in the flat buffer.
+fn matrices(prefix: &str, entry: &LoraEntry) -> [(String, std::ops::Range<usize>); 2] {
+    let name = |half: &str| format!("{prefix}.unet.{}.lora_{half}.weight", entry.path);
+    [(name("A"), entry.down.clone()), (name("B"), entry.up.clone())]
+}
+
+/// Compares what the steps changed with what PyTorch's changed: every matrix, and all of them together.
+fn updates(c: &mut Checker, lora: &LoraSet, prefix: &str, before: &[f32]) -> Result<()> {
+    let after = lora.params().to_f32()?;
+    let change = |new: &[f32], old: &[f32]| new.iter().zip(old).map(|(n, o)| n - o).collect::<Vec<f32>>();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for entry in lora.entries() {
+        for (name, range) in matrices(prefix, entry) {
+            let old = &before[range.clone()];
+            let mine = change(&after[range], old);
+            let (ours, theirs) = (&mut ours, &mut theirs);
+            c.measured(&name, c.tolerances.worst_update, "of the change", move |golden| {
+                ensure!(golden.values.len() == old.len(), "{:?} for {} values", golden.shape, old.len());
+                let torch = change(&golden.values, old);
+                let error = relative_l2(&mine, &torch);
+                ours.extend(mine);
+                theirs.extend(torch);
+                Ok(error)
+            });
+        }
+    }
+    let all = relative_l2(&ours, &theirs);
+    c.summary(&format!("{prefix} (all)"), all, c.tolerances.update, "of the change, all matrices together");
+    Ok(())
+}

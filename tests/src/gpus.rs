@@ -1,0 +1,49 @@
+//! The GPU adapter under test, opened once per way of running it.
+
+use std::sync::{LazyLock, Mutex, MutexGuard};
+
+use strata_engine::{GemmVariant, Gpu, GpuOptions};
+
+/// A way of running the kernels. All are in debug mode: poisoned tensors with guard words behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    /// The `lane` bodies: what runs on CPU adapters.
+    Lane,
+    /// The `tile` bodies: what runs on GPUs.
+    Tile,
+    /// As `Lane`, with params in the uniform arena instead of immediate data.
+    Arena,
+}
+
+impl Setup {
+    fn options(self) -> GpuOptions {
+        let gemm = if self == Setup::Tile { GemmVariant::Tile } else { GemmVariant::Lane };
+        GpuOptions {
+            debug: true,
+            gemm: Some(gemm),
+            no_immediates: self == Setup::Arena,
+            ..GpuOptions::default()
+        }
+    }
+}
+
+/// The adapter in this setup, held by one test at a time so that its counters mean something.
+///
+/// # Panics
+/// Where there is no GPU adapter: that is a failure, never a skip.
+pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
+    type Slot = LazyLock<Mutex<Gpu>>;
+    fn open(setup: Setup) -> Mutex<Gpu> {
+        Mutex::new(Gpu::open(&setup.options()).unwrap_or_else(|e| panic!("{e}")))
+    }
+    static LANE: Slot = Slot::new(|| open(Setup::Lane));
+    static TILE: Slot = Slot::new(|| open(Setup::Tile));
+    static ARENA: Slot = Slot::new(|| open(Setup::Arena));
+    let slot = match setup {
+        Setup::Lane => &LANE,
+        Setup::Tile => &TILE,
+        Setup::Arena => &ARENA,
+    };
+    // a failed test leaves the adapter usable
+    slot.lock().unwrap_or_else(|e| e.into_inner())
+}

@@ -1,0 +1,13 @@
+//! Everything about Strata that a machine can check, in one binary.
+
+mod dataset;
+mod engine;
+mod files;
+mod frozen;
+mod goldens;
+mod harness_bites;
+mod rows;
+mod shaders;
+mod support;
+mod toy;
+mod training;

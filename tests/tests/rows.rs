@@ -1,0 +1,45 @@
+//! The table of rows: every op, at shapes that no tile divides, forward and backward, in f32 and f16.
+
+mod attention;
+mod conv;
+mod embedding;
+mod image;
+mod linear;
+mod lora;
+mod loss;
+mod matmul;
+mod norms;
+mod optimizer;
+mod pointwise;
+mod recompute;
+
+use strata_engine::DType;
+use strata_tests::{Effort, Expected, Row, Setup, check, gpu};
+
+/// Holds every setup to every row, in both dtypes. That params are read as well from the uniform arena is seen on the
+/// first row.
+///
+/// # Panics
+/// With all that is wrong, one line each.
+fn hold(rows: impl IntoIterator<Item = Row>) {
+    let mut wrong = Vec::new();
+    for (i, row) in rows.into_iter().enumerate() {
+        for dtype in [DType::F32, DType::F16] {
+            let expected = Expected::new(&row, dtype);
+            for setup in [Setup::Lane, Setup::Tile, Setup::Arena] {
+                let effort = match setup {
+                    Setup::Arena if i > 0 || dtype == DType::F16 => continue,
+                    Setup::Arena => Effort::Light,
+                    Setup::Lane | Setup::Tile => Effort::Full,
+                };
+                let gpu = gpu(setup);
+                if dtype == DType::F16 && !gpu.caps().f16 {
+                    println!("skipped {} [f16, {setup:?}]: {} has no f16", row.name, gpu.caps().name);
+                    continue;
+                }
+                wrong.extend(check(&row, &expected, &gpu, effort).err());
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} checks failed:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -1,0 +1,94 @@
+//! Frozen convolutions.
+
+use strata_kernels::{ConvArgs, ConvShape, Padding, conv2d, reference};
+use strata_tests::Row;
+
+use super::hold;
+
+#[derive(Clone, Copy)]
+struct Case {
+    /// B, H, W, C.
+    x: [usize; 4],
+    out: usize,
+    kernel: usize,
+    stride: usize,
+    padding: Padding,
+    bias: bool,
+    residual: bool,
+}
+
+fn same(x: [usize; 4], out: usize, stride: usize) -> Case {
+    Case { x, out, kernel: 3, stride, padding: Padding::Same, bias: false, residual: false }
+}
+
+fn row(case: Case) -> Row {
+    let Case { x, out, kernel, stride, padding, bias, residual } = case;
+    let w = [out, kernel, kernel, x[3]];
+    let shape = ConvShape::new(&x, &w, stride, padding).expect("the table holds shapes that fit");
+    let y = [x[0], shape.output[0], shape.output[1], out];
+    let k = kernel * kernel * x[3].max(out);
+    let name =
+        format!("conv2d {x:?} * {w:?}, stride {stride}, {padding:?}, bias {bias}, residual {residual}");
+    let mut row = Row::new(name, &y, k).input("x", &x);
+    row = row.frozen("w", &w).scale(1.0 / ((kernel * kernel * x[3]) as f64).sqrt());
+    if bias {
+        row = row.frozen_f32("bias", &[out]);
+    }
+    if residual {
+        row = row.input("residual", &y);
+    }
+    row.run(move |tape, t| {
+        let mut rest = t[2..].iter();
+        let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
+        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual })
+    })
+    .reference(move |v| {
+        let mut rest = v[2..].iter().map(Vec::as_slice);
+        let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
+        reference::conv2d(&v[0], &v[1], bias, residual, &shape)
+    })
+}
+
+#[test]
+fn conv_3x3() {
+    hold([
+        row(same([1, 1, 1, 1], 1, 1)),
+        row(same([2, 5, 7, 3], 5, 1)),
+        row(same([1, 2, 1, 8], 4, 1)),
+        row(same([1, 13, 22, 4], 30, 1)),
+        row(same([1, 9, 10, 30], 4, 1)),
+        row(Case { bias: true, residual: true, ..same([3, 8, 8, 4], 8, 1) }),
+        row(Case { bias: true, ..same([1, 7, 5, 20], 10, 1) }),
+    ]);
+}
+
+#[test]
+fn conv_stride_2() {
+    hold([
+        row(same([1, 13, 22, 10], 20, 2)),
+        row(same([2, 8, 7, 4], 8, 2)),
+        row(same([1, 1, 1, 3], 5, 2)),
+        row(Case { bias: true, residual: true, ..same([3, 5, 4, 5], 3, 2) }),
+    ]);
+}
+
+#[test]
+fn conv_bottom_right() {
+    let case = |x, out, stride| Case { padding: Padding::BottomRight, ..same(x, out, stride) };
+    hold([
+        row(case([1, 7, 9, 16], 12, 2)),
+        row(Case { bias: true, ..case([2, 6, 8, 5], 3, 2) }),
+        row(case([1, 2, 2, 4], 4, 2)),
+        row(case([1, 13, 22, 10], 20, 2)),
+        row(case([1, 5, 6, 4], 4, 1)),
+    ]);
+}
+
+#[test]
+fn conv_1x1() {
+    let case = |x, out, stride| Case { kernel: 1, ..same(x, out, stride) };
+    hold([
+        row(case([2, 3, 5, 10], 20, 1)),
+        row(Case { bias: true, residual: true, ..case([1, 5, 7, 8], 4, 2) }),
+    ]);
+}

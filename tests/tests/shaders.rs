@@ -1,0 +1,94 @@
+//! Every shader text, without a GPU: it parses, validates, and translates for Vulkan, Metal and DirectX 12.
+
+use std::collections::HashSet;
+
+use naga::back::{hlsl, msl, spv};
+use naga::proc::BoundsCheckPolicies;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{Module, ShaderStage};
+use strata_kernels::{Variant, variants};
+
+fn validated(text: &str) -> Result<(Module, ModuleInfo), String> {
+    let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
+    let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::IMMEDIATES;
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(text))?;
+    Ok((module, info))
+}
+
+fn to_spirv(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+    let words = spv::write_vec(module, info, &options, None).map_err(|e| format!("SPIR-V: {e}"))?;
+    if words.first() == Some(&0x0723_0203) { Ok(()) } else { Err("SPIR-V: no magic word".into()) }
+}
+
+fn to_msl(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = msl::Options {
+        lang_version: (2, 4),
+        fake_missing_bindings: true,
+        bounds_check_policies: BoundsCheckPolicies::default(),
+        ..msl::Options::default()
+    };
+    let written = msl::write_string(module, info, &options, &msl::PipelineOptions::default());
+    written.map(|_| ()).map_err(|e| format!("MSL: {e}"))
+}
+
+fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_2,
+        fake_missing_bindings: true,
+        immediates_target: Some(hlsl::BindTarget::default()),
+        ..hlsl::Options::default()
+    };
+    let mut text = String::new();
+    let pipeline = hlsl::PipelineOptions::default();
+    let written = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
+    written.map(|_| ()).map_err(|e| format!("HLSL: {e}"))
+}
+
+fn check(variant: &Variant) -> Result<(), String> {
+    let (module, info) = validated(&variant.wgsl)?;
+    match &module.entry_points[..] {
+        [main] if main.name == "main" && main.stage == ShaderStage::Compute => {}
+        others => return Err(format!("{} entry points instead of one, `main`", others.len())),
+    }
+    to_spirv(&module, &info)?;
+    to_msl(&module, &info)?;
+    to_hlsl(&module, &info)
+}
+
+#[test]
+fn every_shader_translates_for_every_api() {
+    let variants = variants().unwrap();
+    let mut seen = HashSet::new();
+    let distinct = variants.iter().filter(|v| seen.insert(&v.wgsl));
+    let wrong: Vec<String> =
+        distinct.filter_map(|v| Some(format!("{}: {}", v.name, check(v).err()?))).collect();
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), variants.len(), wrong.join("\n"));
+    for shader in
+        ["gemm_lane", "gemm_tile", "attention", "group_norm", "layer_norm", "elementwise", "optimizer", "mse"]
+    {
+        assert!(variants.iter().any(|v| v.name.starts_with(shader)), "no variant of {shader}");
+    }
+    for immediates in [true, false] {
+        assert!(
+            variants.iter().any(|v| v.immediates == immediates),
+            "no variant with immediates {immediates}"
+        );
+    }
+}
+
+/// The check itself: a text that is wrong is found.
+#[test]
+fn a_wrong_shader_is_found() {
+    let variant = |wgsl: &str| Variant { name: "planted".into(), wgsl: wgsl.into(), immediates: true };
+    let good = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+        @compute @workgroup_size(8) fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x] = 1.0; }";
+    assert_eq!(check(&variant(good)), Ok(()));
+    for (from, to) in
+        [("1.0;", "1u;"), ("fn main", "fn other"), ("read_write", "read"), ("y[id.x]", "z[id.x]")]
+    {
+        assert!(check(&variant(&good.replace(from, to))).is_err(), "{to}");
+    }
+}

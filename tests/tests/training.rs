@@ -1,0 +1,154 @@
+//! Training learns: the tiny U-Net, a LoRA of rank 16 on attention, projections and feed-forward layers.
+//!
+//! PyTorch with the same settings takes the loss of a fixed batch from 1.21 to 0.18 in 200 steps, and, with fresh noise
+//! in each of 300 steps, that of a batch it never learns from from 1.07 to 0.49.
+
+use std::sync::{LazyLock, Mutex};
+
+use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
+use strata_kernels::{Gate, mse};
+use strata_model::{Cx, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
+use strata_trainer::noise::{Stream, normal, uniform_timestep};
+use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
+
+use crate::support::{golden, golden_tensors};
+
+const SEED: u64 = 1;
+const BATCH: usize = 8;
+const ARGS: UpdateArgs = UpdateArgs {
+    lr: 5e-3,
+    lr_share: 1.0,
+    betas: [0.9, 0.999],
+    eps: 1e-8,
+    weight_decay: 0.01,
+    max_norm: 1.0,
+    batches: 1,
+};
+
+/// Without poison and guard words, which would double the time.
+static GPU: LazyLock<Mutex<Gpu>> =
+    LazyLock::new(|| Mutex::new(Gpu::open(&GpuOptions::default()).unwrap_or_else(|e| panic!("{e}"))));
+
+/// Latents to learn from, and what belongs to them.
+struct Data {
+    schedule: NoiseSchedule,
+    /// BATCH latents of 16 × 16 × 4.
+    latents: Vec<f32>,
+    context: Vec<f32>,
+    context_shape: [usize; 3],
+}
+
+impl Data {
+    fn new() -> Data {
+        let config = SchedulerConfig::open(&golden("sd15-tiny", "scheduler/scheduler_config.json")).unwrap();
+        let mut tensors = golden_tensors("sd15-tiny", "goldens_train.safetensors");
+        let (latents, context) =
+            (tensors.remove("train.latents").unwrap(), tensors.remove("train.context").unwrap());
+        let [.., tokens, channels] = context.0[..] else { panic!("{:?}", context.0) };
+        let size = 16 * 16 * 4;
+        // the goldens' are [.., 4, 16, 16]
+        let channels_last = |i: usize| latents.1[i / size * size + i % 4 * 256 + i % size / 4];
+        Data {
+            schedule: NoiseSchedule::new(&config).unwrap(),
+            latents: (0..BATCH * size).map(channels_last).collect(),
+            context: context.1[..BATCH * tokens * channels].to_vec(),
+            context_shape: [BATCH, tokens, channels],
+        }
+    }
+
+    /// All latents with the noise and timesteps of a step.
+    fn batch(&self, step: u64) -> Batch {
+        let size = self.latents.len() / BATCH;
+        let (mut noisy, mut target, mut timesteps) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, latent) in self.latents.chunks_exact(size).enumerate() {
+            let mut noise = vec![0.0; size];
+            normal(SEED, Stream::Noise, step, i as u64, &mut noise);
+            let t = uniform_timestep(SEED, step, i as u64, 0, 1000);
+            noisy.extend(self.schedule.add_noise(t as usize).unwrap().apply(latent, &noise).unwrap());
+            timesteps.push(t as f32);
+            target.extend(noise);
+        }
+        Batch {
+            latent_shape: [BATCH, 16, 16, 4],
+            noisy,
+            target,
+            timesteps,
+            context_shape: self.context_shape,
+            context: self.context.clone(),
+            weights: vec![1.0; BATCH],
+        }
+    }
+}
+
+fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner<'_>) -> T) -> T {
+    let mut unet = Unet::open(gpu, &golden("sd15-tiny", "unet"), dtype).unwrap();
+    let rule = Rule { select: "transformer".into(), rank: 16, alpha: 16.0, lr: None };
+    let matches = Selection::new(&[rule]).unwrap().resolve(unet.layers()).unwrap();
+    let fill = |path: &str, fan_in: usize, down: &mut [f32]| kaiming_uniform(SEED, path, fan_in, down);
+    let lora = LoraSet::init(gpu, dtype, &matches, fill).unwrap();
+    unet.attach(&lora).unwrap();
+    let mut learner = Learner::new(gpu, &unet, &lora, dtype).unwrap();
+    f(&unet, &mut learner)
+}
+
+fn step(learner: &mut Learner<'_>, batch: &Batch) -> f32 {
+    let loss = learner.backward(batch).unwrap();
+    learner.update(&ARGS).unwrap();
+    loss.to_f32().unwrap()[0]
+}
+
+#[test]
+fn a_fixed_batch_is_learned_by_heart() {
+    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let batch = data.batch(0);
+    let losses: Vec<f32> =
+        with_learner(&gpu, DType::F16, |_, learner| (0..200).map(|_| step(learner, &batch)).collect());
+    println!("fixed batch, f16: {} to {}", losses[0], losses[199]);
+    assert!((1.0..1.5).contains(&losses[0]), "starts at {}", losses[0]);
+    assert!(losses[199] <= 0.25, "from {} to {} in 200 steps", losses[0], losses[199]);
+}
+
+#[test]
+fn what_is_learned_holds_for_noise_never_seen() {
+    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let unseen = data.batch(1_000_000);
+    with_learner(&gpu, DType::F32, |unet, learner| {
+        let validate = || {
+            let upload =
+                |values: &[f32], shape: &[usize]| Tensor::from_f32(&gpu, values, shape, DType::F32).unwrap();
+            let tape = Tape::off();
+            let cx = Cx { tape: &tape, gates: &[Gate::Scalar(1.0)], taps: None };
+            let (noisy, context) =
+                (upload(&unseen.noisy, &unseen.latent_shape), upload(&unseen.context, &unseen.context_shape));
+            let out = unet.forward(&cx, &noisy, &unseen.timesteps, &context).unwrap();
+            let loss = mse(
+                &tape,
+                &out,
+                &upload(&unseen.target, &unseen.latent_shape),
+                &upload(&[1.0; BATCH], &[BATCH]),
+            );
+            loss.unwrap().to_f32().unwrap()[0]
+        };
+        let before = validate();
+        for i in 0..300 {
+            step(learner, &data.batch(i));
+        }
+        let after = validate();
+        println!("fresh noise, f32: {before} to {after}");
+        assert!((0.9..1.4).contains(&before), "starts at {before}");
+        assert!(after <= 0.6, "from {before} to {after} in 300 steps");
+    });
+}
+
+#[test]
+fn two_runs_give_the_same_bits() {
+    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let run = || {
+        with_learner(&gpu, DType::F16, |_, learner| {
+            let losses: Vec<u32> = (0..3).map(|i| step(learner, &data.batch(i)).to_bits()).collect();
+            let moments = learner.moments();
+            (losses, moments.0.to_bytes().unwrap(), moments.1.to_bytes().unwrap())
+        })
+    };
+    assert!(run() == run());
+}

@@ -1,0 +1,51 @@
+//! Trains a LoRA on one fixed batch and prints the loss of every step: Strata's side of the picture in the README.
+//! `tools/fixed_batch.py` makes the batch and the LoRA, trains the same with PyTorch, and draws both lines.
+//!
+//!     fixed_batch UNET_FOLDER BATCH.safetensors LORA.safetensors STEPS
+
+use std::path::Path;
+
+use strata_engine::{DType, Gpu, GpuOptions};
+use strata_model::{LoraFile, LoraSet, TensorFile, Unet};
+use strata_trainer::{Batch, Learner, UpdateArgs};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, unet, batch, lora, steps] = &args[..] else {
+        return Err("usage: fixed_batch UNET_FOLDER BATCH.safetensors LORA.safetensors STEPS".into());
+    };
+    let gpu = Gpu::open(&GpuOptions::default())?;
+    let mut unet = Unet::open(&gpu, Path::new(unet), DType::F32)?;
+    let lora = LoraSet::from_file(&gpu, DType::F32, &LoraFile::read(Path::new(lora))?, &unet)?;
+    unet.attach(&lora)?;
+
+    // noisy and target are [B, H, W, C] there
+    let mut file = TensorFile::open(Path::new(batch))?;
+    let axes = |name: &str| file.tensors()[name].shape.clone();
+    let (latent, context) = (axes("noisy"), axes("context"));
+    let batch = Batch {
+        latent_shape: latent[..].try_into()?,
+        context_shape: context[..].try_into()?,
+        noisy: file.read("noisy")?,
+        target: file.read("target")?,
+        timesteps: file.read("timesteps")?,
+        context: file.read("context")?,
+        weights: vec![1.0; latent[0]],
+    };
+    let mut learner = Learner::new(&gpu, &unet, &lora, DType::F32)?;
+    let update = UpdateArgs {
+        lr: 5e-3,
+        lr_share: 1.0,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 1e-2,
+        max_norm: 1.0,
+        batches: 1,
+    };
+    for _ in 0..steps.parse()? {
+        let loss = learner.backward(&batch)?;
+        learner.update(&update)?;
+        println!("{}", loss.to_f32()?[0]);
+    }
+    Ok(())
+}

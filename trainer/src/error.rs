@@ -1,0 +1,79 @@
+//! What can go wrong in a run. Every message names the thing, the values that clash, and what to do.
+
+use std::path::{Path, PathBuf};
+
+/// `Result` of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong between a config and a LoRA.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A config that does not parse, or asks for something impossible. The message names the key.
+    #[error("{}: {message}", place(file.as_deref(), *line))]
+    Config {
+        /// The config file; `None` for a config built in code.
+        file: Option<PathBuf>,
+        /// Line in that file, from 1; `None` where the value is a default.
+        line: Option<usize>,
+        /// The key, its value, and what it must be.
+        message: String,
+    },
+
+    /// A dataset folder that cannot be trained on.
+    #[error("{0}")]
+    Dataset(String),
+
+    /// A picture that cannot be decoded.
+    #[error("{}: not a readable picture: {reason}; repair the picture, or remove it", path.display())]
+    Picture {
+        /// The picture.
+        path: PathBuf,
+        /// What the decoder said.
+        reason: String,
+    },
+
+    /// The operating system refused a file or a folder.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried, as a verb and its object: `read caption`.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+
+    /// Gradients that no smaller loss scale makes finite.
+    #[error("step {step}: {message}")]
+    Diverged {
+        /// The step, counted from 0 as in the log.
+        step: u64,
+        /// What was seen, and what to do.
+        message: String,
+    },
+
+    /// The GPU, or a tensor on it.
+    #[error(transparent)]
+    Engine(#[from] strata_engine::Error),
+
+    /// The model, or a file of it.
+    #[error(transparent)]
+    Model(#[from] strata_model::Error),
+}
+
+impl Error {
+    /// Wraps an `io::Error`: `.map_err(Error::io("read caption", &path))`.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// `run.toml:12`, `run.toml`, or `config`: as much of the place as is known.
+fn place(file: Option<&Path>, line: Option<usize>) -> String {
+    match (file, line) {
+        (Some(file), Some(line)) => format!("{}:{line}", file.display()),
+        (Some(file), None) => file.display().to_string(),
+        (None, _) => "config".to_owned(),
+    }
+}

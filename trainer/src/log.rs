@@ -1,0 +1,97 @@
+//! The log of a run: one line of JSON a step, to be plotted or watched while the run goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::{Error, Result};
+
+/// What happened in one step. A number that is not finite is written as `null`, since JSON has no other way.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// The step, counted from 0.
+    pub step: u64,
+    /// How many times the dataset has been gone through: a count, with its fraction.
+    pub epoch: f64,
+    /// Mean loss over the samples of the step.
+    pub loss: f32,
+    /// Norm of the whole gradient, before it was scaled down.
+    pub grad_norm: f32,
+    /// Learning rate.
+    pub lr: f32,
+    /// Factor on the loss that keeps f16 gradients in range; `None` (`null`) where f32 needs none.
+    pub loss_scale: Option<f32>,
+    /// Whether the update was left out because a gradient was not finite.
+    pub skipped: bool,
+    /// Seconds that the step took.
+    pub seconds: f64,
+    /// Samples a second in this step.
+    pub samples_per_second: f64,
+}
+
+/// A log that is being written.
+#[derive(Debug)]
+pub struct StepLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl StepLog {
+    /// Starts an empty log, and its folder where there is none. A log of an earlier run is overwritten.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder or the file cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        let log = Self::append(path)?;
+        log.file.set_len(0).map_err(Error::io("empty log", path))?;
+        Ok(log)
+    }
+
+    /// Goes on with a log, or starts one.
+    ///
+    /// A run that was killed may have left half a line; the next line is not glued to it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder or the file cannot be written.
+    pub fn append(path: &Path) -> Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+        }
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(path)
+            .map_err(Error::io("open log", path))?;
+        end_line(&mut file).map_err(Error::io("go on with log", path))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Adds a line, which is in the file when this returns: nothing is buffered.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be written.
+    pub fn write(&mut self, record: &StepRecord) -> Result<()> {
+        let fail = || Error::io("write log", &self.path);
+        let mut line = serde_json::to_vec(record).map_err(|e| fail()(e.into()))?;
+        line.push(b'\n');
+        // One write for the line and its end, so that whoever reads along rarely sees half of it.
+        self.file.write_all(&line).map_err(fail())
+    }
+}
+
+/// Ends the last line of a file that does not end one.
+fn end_line(file: &mut File) -> std::io::Result<()> {
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(());
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    if last != *b"\n" {
+        file.write_all(b"\n")?;
+    }
+    Ok(())
+}
