@@ -128,9 +128,9 @@ impl Tolerances {
         worst_update: 2e-2,
     };
 
-    /// f16 rounds every activation to 11 bits. Guidance 3 adds up 3 + 2 times the error of a prediction. AdamW's first steps are as large as
-    /// the learning rate whatever the gradient is, so that where a gradient is within its error of 0 a step may go
-    /// either way: what the steps changed is off by more than the gradients are.
+    /// f16 rounds every activation to 11 bits. Guidance 3 adds up 3 + 2 times the error of a prediction. AdamW's first
+    /// steps are as large as the learning rate whatever the gradient is, so that where a gradient is within its error
+    /// of 0 a step may go either way: what the steps changed is off by more than the gradients are.
     const F16: Self = Self {
         forward: 5e-3,
         host: 1e-5,

@@ -1,0 +1,259 @@
+//! The command from outside: what it prints, what it writes, and how it refuses.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use image::{Rgb, RgbImage};
+use strata_model::{LoraDtype, LoraFile};
+use strata_trainer::Config;
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{golden, put};
+
+/// What a run left: exit code, stdout, stderr.
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn strata(args: &[&str]) -> Run {
+    // goes through cargo's runner, where one is set
+    let mut command = Command::cargo_bin("strata-as-tested").unwrap();
+    let output = command.args(args).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!run.err.contains("panicked"), "{args:?}: {}", run.err);
+    run
+}
+
+/// What a run that succeeds prints.
+fn prints(args: &[&str]) -> String {
+    let run = strata(args);
+    assert_eq!(run.code, Some(0), "{args:?}: {}", run.err);
+    run.out
+}
+
+/// A run that fails, says so once and with these words, and prints no result.
+fn fails(args: &[&str], words: &[&str]) {
+    let Run { code, out, err } = strata(args);
+    assert_eq!(code, Some(1), "{args:?} gives {out}{err}");
+    assert_eq!(err.matches("error: ").count(), 1, "{args:?}: {err}");
+    words.iter().for_each(|word| assert!(err.contains(word), "{args:?}: {word:?} is not in: {err}"));
+    assert_eq!(out, "", "{args:?}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn model() -> PathBuf {
+    golden("sd15-tiny", "")
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for args in [
+        &[][..],
+        &["fly"],
+        &["train"],
+        &["train", "a", "--print-config"],
+        &["layers"],
+        &["devices", "--jsn"],
+        &["generate", "m"],
+        &["generate", "m", "--prompt", "x", "--count", "0"],
+        &["parity", "d", "--dtype", "bf16"],
+    ] {
+        let run = strata(args);
+        assert_eq!(run.code, Some(2), "{args:?}");
+        assert!(run.err.contains("Usage:"), "{args:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn help_has_examples() {
+    assert!(prints(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    for args in [
+        &["--help"][..],
+        &["devices", "--help"],
+        &["layers", "--help"],
+        &["train", "--help"],
+        &["generate", "--help"],
+        &["parity", "--help"],
+    ] {
+        assert!(prints(args).contains("Examples:"), "{args:?}");
+    }
+}
+
+#[test]
+fn devices_are_listed() {
+    assert!(prints(&["devices"]).starts_with("0: "));
+    let list: serde_json::Value = serde_json::from_str(&prints(&["devices", "--json"])).unwrap();
+    assert!(list[0]["name"].is_string());
+}
+
+#[test]
+fn layers_are_listed_and_patterns_resolved() {
+    let model = model();
+    let model = text(&model);
+    let all = prints(&["layers", model]);
+    assert!(all.contains("down_blocks.0.attentions.0") && all.contains("IN01"), "{all}");
+    let json: serde_json::Value =
+        serde_json::from_str(&prints(&["layers", model, "--select", "up_blocks.1 cross-attn:3", "--json"]))
+            .unwrap();
+    assert!(json.to_string().contains("up_blocks.1"));
+    fails(
+        &["layers", model, "--select", "up_blocks.1.attentoins"],
+        &["up_blocks.1.attentoins", "up_blocks.1.attentions"],
+    );
+    fails(&["layers", model, "--select", ""], &["pattern"]);
+    fails(&["layers", "/no/such/model"], &["/no/such/model"]);
+    fails(&["layers", text(&golden("sd15-tiny", "vae"))], &["config.json"]);
+}
+
+/// Three small pictures with captions, and a config that learns from them in two steps.
+fn project() -> TempDir {
+    let folder = tempdir().unwrap();
+    let pictures = folder.path().join("pictures");
+    fs::create_dir(&pictures).unwrap();
+    for (name, color) in [("a", [200, 30, 30]), ("b", [30, 200, 30]), ("c", [30, 30, 200])] {
+        RgbImage::from_pixel(70, 64, Rgb(color)).save(pictures.join(format!("{name}.png"))).unwrap();
+        put(&pictures, &format!("{name}.txt"), format!("a photo of {name}"));
+    }
+    let model = model();
+    put(
+        folder.path(),
+        "run.toml",
+        format!(
+            "model = {model:?}\nsave_dtype = \"f32\"\n[dataset]\nresolution = 64\nflip = true\n[[lora]]\nselect = \"up_blocks.2\"\nrank = 4\nalpha = 2.0\n\
+         [train]\nsteps = 3\nbatch_size = 2\nlr = 1e-2\ncaption_dropout = 0.2\nsave_every = 2\nmin_snr_gamma = 5.0\nnoise_offset = 0.05\n"
+        ),
+    );
+    folder
+}
+
+#[test]
+fn the_default_config_is_printed() {
+    assert_eq!(prints(&["train", "--print-config"]), Config::default_toml());
+}
+
+/// From pictures to a LoRA to pictures.
+#[test]
+fn a_run_trains_and_its_lora_draws() {
+    let folder = project();
+    let at = |name: &str| folder.path().join(name);
+    let config = at("run.toml");
+    let out = prints(&["train", text(&config)]);
+    assert!(out.contains("lora.safetensors") && out.contains("lora-000002.safetensors"), "{out}");
+
+    let lora = LoraFile::read(&at("lora.safetensors")).unwrap();
+    assert_eq!(lora.dtype, LoraDtype::F32);
+    assert!(
+        lora.modules.keys().all(|key| key.starts_with("lora_unet_up_blocks_2_")) && lora.modules.len() > 10
+    );
+    assert!(lora.modules.values().all(|m| m.rank() == 4 && m.alpha == 2.0));
+    assert!(
+        lora.modules.values().all(|m| m.up.iter().any(|v| *v != 0.0)),
+        "every layer has learned something"
+    );
+    assert!(lora.metadata.contains_key("ss_network_dim"));
+    let log = fs::read_to_string(at("lora.jsonl")).unwrap();
+    let steps: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(steps.len(), 3);
+    for (i, step) in steps.iter().enumerate() {
+        assert_eq!(step["step"], i);
+        assert!(
+            step["loss"].as_f64().is_some_and(|loss| loss > 0.0) && step["grad_norm"].is_number(),
+            "{step}"
+        );
+    }
+
+    // the same config gives the same files
+    let first = fs::read(at("lora.safetensors")).unwrap();
+    prints(&["train", text(&config)]);
+    assert!(fs::read(at("lora.safetensors")).unwrap() == first, "a second run gives another file");
+    prints(&["train", text(&config), "--seed", "1"]);
+    assert!(fs::read(at("lora.safetensors")).unwrap() != first, "another seed gives the same file");
+
+    let model = model();
+    let draw = |name: &str, lora: &[&str]| {
+        let out = at(name);
+        let args = [
+            "generate",
+            text(&model),
+            "--prompt",
+            "a photo of a",
+            "--steps",
+            "2",
+            "--width",
+            "64",
+            "--height",
+            "48",
+            "--seed",
+            "7",
+            "--out",
+            text(&out),
+        ];
+        prints(&[&args, lora].concat());
+        let picture = image::open(&out).unwrap().into_rgb8();
+        assert_eq!(picture.dimensions(), (64, 48));
+        picture
+    };
+    let file = at("lora.safetensors");
+    let weighted = |weight: &str| format!("{}:{weight}", file.display());
+    let base = draw("base.png", &[]);
+    assert!(draw("again.png", &[]) == base, "equal arguments give another picture");
+    assert!(draw("off.png", &["--lora", &weighted("0")]) == base, "a LoRA at 0 changes the picture");
+    assert!(draw("on.png", &["--lora", &weighted("1.0")]) != base, "a LoRA at 1 changes nothing");
+}
+
+#[test]
+fn training_refuses_what_cannot_work() {
+    let folder = project();
+    let at = |name: &str| folder.path().join(name);
+    let config = at("run.toml");
+    let good = fs::read_to_string(&config).unwrap();
+    let with = |from: &str, to: &str, words: &[&str]| {
+        fs::write(&config, good.replace(from, to)).unwrap();
+        fails(&["train", text(&config)], words);
+        assert!(!at("lora.safetensors").exists());
+    };
+    fails(&["train", text(&at("none.toml"))], &["none.toml"]);
+    with("steps = 3", "stepz = 3", &["run.toml:", "`stepz`", "did you mean `steps`?"]);
+    with("rank = 4", "rank = 0", &["run.toml:", "rank"]);
+    with("select = \"up_blocks.2\"", "select = \"up_blocks.9\"", &["up_blocks.9"]);
+    with("resolution = 64", "resolution = 65", &["resolution", "65"]);
+    with("[dataset]", "[dataset]\nfolder = \"none\"", &["none"]);
+    with("model = ", "model = \"none\" #", &["none", "model_index.json"]);
+    fs::write(&config, &good).unwrap();
+    fails(&["train", text(&config), "--adapter", "no such GPU"], &["no such GPU", "mesa-vulkan-drivers"]);
+    fs::remove_file(at("pictures/b.txt")).unwrap();
+    fails(&["train", text(&config)], &["missing caption", "b.png"]);
+    put(&at("pictures"), "b.txt", "x");
+    put(&at("pictures"), "b.png", "no picture");
+    fails(&["train", text(&config)], &["b.png", "not a readable picture"]);
+    assert!(!at("lora.safetensors").exists());
+}
+
+#[test]
+fn generating_refuses_what_cannot_work() {
+    let folder = tempdir().unwrap();
+    let (model, junk) = (model(), put(folder.path(), "junk.safetensors", "junk"));
+    let with = |more: &[&str], words: &[&str]| {
+        fails(&[&["generate", text(&model), "--prompt", "x"], more].concat(), words);
+    };
+    with(&["--lora", text(&junk)], &["junk.safetensors"]);
+    with(&["--lora", "none.safetensors"], &["none.safetensors"]);
+    with(
+        &["--lora", text(&golden("sd2-tiny", "lora/attn_sel_kohya.safetensors"))],
+        &["attn_sel_kohya.safetensors"],
+    );
+    with(&["--width", "63"], &["--width 63", "multiple of"]);
+    with(&["--out", "picture.gif"], &["picture.gif", ".png"]);
+    with(&["--out", "no/such/folder/x.png"], &["no/such/folder/x.png"]);
+    with(&["--steps", "0"], &["steps"]);
+    with(&["--guidance=-1"], &["guidance"]);
+    fails(&["generate", text(folder.path()), "--prompt", "x"], &["model_index.json"]);
+    fails(&["parity", text(folder.path())], &[text(folder.path())]);
+}
