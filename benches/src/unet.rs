@@ -18,7 +18,7 @@ pub fn run(
     let start = Instant::now();
     let mut unet = Unet::open(gpu, folder, dtype)?;
     gpu.wait()?;
-    report(gpu, "load", start, 0);
+    report(gpu, "load", start, None);
 
     let (channels, context) = (unet.config().in_channels, unet.config().cross_attention_dim);
     let sample = tensor(gpu, &[batch, side, side, channels], dtype)?;
@@ -30,7 +30,7 @@ pub fn run(
         let tape = Tape::off();
         let y = unet.forward(&Cx::new(&tape), &sample, &timesteps, &context)?;
         finite(&y)?;
-        report(gpu, name, start, flops);
+        report(gpu, name, start, Some(flops));
     }
 
     let rule = Rule { select: "attn".into(), rank, alpha: rank as f32, lr: None };
@@ -73,7 +73,7 @@ pub fn run(
             finite(&loss)?,
             finite(&norm)? / loss_scale
         );
-        report(gpu, if step == 1 { "training step, first" } else { "training step" }, start, flops);
+        report(gpu, if step == 1 { "training step, first" } else { "training step" }, start, Some(flops));
     }
     Ok(())
 }
@@ -91,9 +91,9 @@ fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> anyhow::Result<Tensor> {
     Ok(Tensor::from_f32(gpu, &values, shape, dtype)?)
 }
 
-fn report(gpu: &Gpu, name: &str, start: Instant, flops_before: u64) {
+fn report(gpu: &Gpu, name: &str, start: Instant, flops_before: Option<u64>) {
     let (seconds, stats) = (start.elapsed().as_secs_f64(), gpu.stats());
-    let flops = if flops_before == 0 { 0 } else { stats.flops - flops_before };
+    let flops = flops_before.map_or(0, |before| stats.flops - before);
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
     println!(
         "{name:22} {seconds:8.2} s  {:8.1} GFLOP  {:7.1} GFLOP/s  tensors now {:7.0} MiB, peak {:7.0} MiB, process peak {:7.0} MiB",

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use strata_model::{LoraDtype, LoraFile};
 use strata_trainer::Config;
@@ -18,10 +18,21 @@ struct Run {
     err: String,
 }
 
+/// The command, behind the runner that cargo uses for this target, if any (`CARGO_TARGET_<TRIPLE>_RUNNER`).
+fn command() -> Command {
+    let program = env!("CARGO_BIN_EXE_strata-as-tested");
+    let runner =
+        std::env::vars().find(|(name, _)| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER"));
+    let words: Vec<&str> =
+        runner.iter().flat_map(|(_, words)| words.split_whitespace()).chain([program]).collect();
+    let mut command = Command::new(words[0]);
+    // without it Mesa has an error of its own to report
+    command.args(&words[1..]).env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command
+}
+
 fn strata(args: &[&str]) -> Run {
-    // goes through cargo's runner, where one is set
-    let mut command = Command::cargo_bin("strata-as-tested").unwrap();
-    let output = command.args(args).output().unwrap();
+    let output = command().args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
     assert!(!run.err.contains("panicked"), "{args:?}: {}", run.err);
@@ -67,7 +78,7 @@ fn wrong_usage_is_exit_code_2() {
     ] {
         let run = strata(args);
         assert_eq!(run.code, Some(2), "{args:?}");
-        assert!(run.err.contains("Usage:"), "{args:?}: {}", run.err);
+        assert!(run.err.contains("--help"), "{args:?}: {}", run.err);
     }
 }
 
@@ -98,7 +109,7 @@ fn layers_are_listed_and_patterns_resolved() {
     let model = model();
     let model = text(&model);
     let all = prints(&["layers", model]);
-    assert!(all.contains("down_blocks.0.attentions.0") && all.contains("IN01"), "{all}");
+    assert!(all.contains("attentions.0") && all.contains("IN01"), "{all}");
     let json: serde_json::Value =
         serde_json::from_str(&prints(&["layers", model, "--select", "up_blocks.1 cross-attn:3", "--json"]))
             .unwrap();

@@ -1,7 +1,7 @@
 //! Training learns: the tiny U-Net, a LoRA of rank 16 on attention, projections and feed-forward layers.
 //!
-//! PyTorch with the same settings takes the loss of a fixed batch from 1.21 to 0.18 in 200 steps, and, with fresh noise
-//! in each of 300 steps, that of a batch it never learns from from 1.07 to 0.49.
+//! PyTorch with the same settings and latents takes the loss of a fixed batch from 1.18 to 0.20 in 100 steps, and, with
+//! fresh noise in each step, that of a batch it never learns from from 1.20 to 0.79.
 
 use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use crate::support::{golden, golden_tensors};
 
 const SEED: u64 = 1;
 const BATCH: usize = 8;
+const SIDE: usize = 8;
 /// Of a step, for a test of hundreds of them.
 const MOST_SECONDS: f64 = 2.0;
 const ARGS: UpdateArgs = UpdateArgs {
@@ -35,7 +36,7 @@ static GPU: LazyLock<Mutex<Gpu>> =
 /// Latents to learn from, and what belongs to them.
 struct Data {
     schedule: NoiseSchedule,
-    /// BATCH latents of 16 × 16 × 4.
+    /// BATCH latents of SIDE × SIDE × 4.
     latents: Vec<f32>,
     context: Vec<f32>,
     context_shape: [usize; 3],
@@ -48,12 +49,15 @@ impl Data {
         let (latents, context) =
             (tensors.remove("train.latents").unwrap(), tensors.remove("train.context").unwrap());
         let [.., tokens, channels] = context.0[..] else { panic!("{:?}", context.0) };
-        let size = 16 * 16 * 4;
-        // the goldens' are [.., 4, 16, 16]
-        let channels_last = |i: usize| latents.1[i / size * size + i % 4 * 256 + i % size / 4];
+        let size = SIDE * SIDE * 4;
+        // corners of the goldens' latents, which are [.., 4, 16, 16]
+        let corner = |i: usize| {
+            let (sample, y, x, channel) = (i / size, i / 4 / SIDE % SIDE, i / 4 % SIDE, i % 4);
+            latents.1[((sample * 4 + channel) * 16 + y) * 16 + x]
+        };
         Data {
             schedule: NoiseSchedule::new(&config).unwrap(),
-            latents: (0..BATCH * size).map(channels_last).collect(),
+            latents: (0..BATCH * size).map(corner).collect(),
             context: context.1[..BATCH * tokens * channels].to_vec(),
             context_shape: [BATCH, tokens, channels],
         }
@@ -72,7 +76,7 @@ impl Data {
             target.extend(noise);
         }
         Batch {
-            latent_shape: [BATCH, 16, 16, 4],
+            latent_shape: [BATCH, SIDE, SIDE, 4],
             noisy,
             target,
             timesteps,
@@ -125,10 +129,10 @@ fn a_fixed_batch_is_learned_by_heart() {
         return;
     }
     let losses: Vec<f32> =
-        with_learner(&gpu, DType::F16, |_, learner| (0..200).map(|_| step(learner, &batch)).collect());
-    println!("fixed batch, f16: {} to {}", losses[0], losses[199]);
+        with_learner(&gpu, DType::F16, |_, learner| (0..100).map(|_| step(learner, &batch)).collect());
+    println!("fixed batch, f16: {} to {}", losses[0], losses[99]);
     assert!((1.0..1.5).contains(&losses[0]), "starts at {}", losses[0]);
-    assert!(losses[199] <= 0.25, "from {} to {} in 200 steps", losses[0], losses[199]);
+    assert!(losses[99] <= 0.3, "from {} to {} in 100 steps", losses[0], losses[99]);
 }
 
 #[test]
@@ -156,13 +160,13 @@ fn what_is_learned_holds_for_noise_never_seen() {
             loss.unwrap().to_f32().unwrap()[0]
         };
         let before = validate();
-        for i in 0..300 {
+        for i in 0..100 {
             step(learner, &data.batch(i));
         }
         let after = validate();
         println!("fresh noise, f32: {before} to {after}");
         assert!((0.9..1.4).contains(&before), "starts at {before}");
-        assert!(after <= 0.6, "from {before} to {after} in 300 steps");
+        assert!(after <= 0.75 * before, "from {before} to {after} in 100 steps");
     });
 }
 

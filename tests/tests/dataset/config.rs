@@ -28,8 +28,7 @@ fn the_printed_default_is_the_default() {
 
 #[test]
 fn any_config_prints_and_parses_back() {
-    let mut config = Config::default();
-    config.model = "with \"quotes\" and ä".into();
+    let mut config = Config { model: "with \"quotes\" and ä".into(), ..Config::default() };
     config.seed = i64::MAX as u64;
     config.save_dtype = Precision::F32;
     config.log = Some("log.jsonl".into());

@@ -89,7 +89,8 @@ fn row(
             };
             factors.push((down, up, move |i: usize| f64::from(*scale) * gates[i]));
         }
-        let loras: Vec<(&[f64], &[f64], &dyn Fn(usize) -> f64)> =
+        type Factors<'a> = (&'a [f64], &'a [f64], &'a dyn Fn(usize) -> f64);
+        let loras: Vec<Factors<'_>> =
             factors.iter().map(|(down, up, scale)| (*down, *up, scale as &dyn Fn(usize) -> f64)).collect();
         reference::linear(&v[0], &v[1], Some(&v[2]), residual, act, &loras, [m, n, k])
     })
