@@ -101,9 +101,13 @@ fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner<'
 /// Whether hundreds of steps would take this GPU adapter too long: llvmpipe of Mesa before 23 needs seconds for each.
 fn too_slow(gpu: &Gpu, learner: &mut Learner<'_>, batch: &Batch) -> bool {
     step(learner, batch);
-    let start = Instant::now();
-    step(learner, batch);
-    let seconds = start.elapsed().as_secs_f64();
+    // other tests run beside this one: the fastest of three
+    let time = |_| {
+        let start = Instant::now();
+        step(learner, batch);
+        start.elapsed().as_secs_f64()
+    };
+    let seconds = (0..3).map(time).fold(f64::INFINITY, f64::min);
     let slow = seconds > MOST_SECONDS;
     if slow {
         let caps = gpu.caps();
