@@ -49,9 +49,9 @@ pub fn run(gpu: &Gpu, dtype: DType, filter: &str) -> anyhow::Result<()> {
     }
     let x = tensor(gpu, &[1, 32, 32, 320], dtype)?;
     let affine = tensor(gpu, &[320], DType::F32)?;
-    let args = GroupNormArgs { groups: 32, eps: 1e-5, silu: true, add: None };
+    let args = GroupNormArgs { groups: 32, eps: 1e-5, silu: true, add: None, out: None };
     row("group norm + SiLU 32×32×320".into(), &|tape| group_norm(tape, &x, &affine, &affine, &args))?;
-    row("layer norm 1024×320".into(), &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5))?;
+    row("layer norm 1024×320".into(), &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5, x.dtype()))?;
     let x = tensor(gpu, &[1024, 2560], dtype)?;
     row("GEGLU 1024×1280".into(), &|tape| geglu(tape, &x))?;
     Ok(())

@@ -22,7 +22,7 @@ pub fn run(
 
     let (channels, context) = (unet.config().in_channels, unet.config().cross_attention_dim);
     let sample = tensor(gpu, &[batch, side, side, channels], dtype)?;
-    let target = tensor(gpu, &[batch, side, side, unet.config().out_channels], dtype)?;
+    let target = tensor(gpu, &[batch, side, side, unet.config().out_channels], DType::F32)?;
     let context = tensor(gpu, &[batch, 77, context], dtype)?;
     let timesteps: Vec<f32> = (0..batch).map(|b| 500.0 + b as f32).collect();
     for name in ["forward, first", "forward"] {

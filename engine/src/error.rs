@@ -41,9 +41,9 @@ pub enum Error {
         /// The compiler's words.
         message: String,
     },
-    /// A tensor larger than the adapter can bind.
+    /// A tensor larger than the adapter can hold in one buffer, or bind to a shader.
     #[error(
-        "a tensor of {bytes} bytes is over this GPU adapter's limit of {limit} bytes for one binding; use a smaller batch or resolution"
+        "a tensor of {bytes} bytes is over this GPU adapter's limit of {limit} bytes for one tensor; use a smaller batch or resolution"
     )]
     TooLarge {
         /// Bytes asked for.

@@ -178,6 +178,11 @@ impl Gpu {
         }
     }
 
+    /// Shader and definitions of every pipeline compiled so far.
+    pub fn pipelines(&self) -> Vec<String> {
+        self.recorder().pipeline_names()
+    }
+
     /// Starts `peak_bytes` again from the bytes alive now.
     pub fn reset_peak(&self) {
         let mut pool = self.pool();

@@ -111,6 +111,12 @@ struct PipelineKey {
     defs: Vec<(&'static str, Def)>,
 }
 
+impl PipelineKey {
+    fn name(&self) -> String {
+        format!("{} {:?}", self.shader, self.defs)
+    }
+}
+
 struct Pipeline {
     index: usize,
     pipeline: wgpu::ComputePipeline,
@@ -162,6 +168,7 @@ impl Recorder {
     }
 
     fn launch(&mut self, inner: &Inner, mut launch: Launch<'_>) -> Result<()> {
+        check(&inner.caps, &launch)?;
         launch.bindings.sort_by_key(|b| b.0);
         let key = PipelineKey { shader: launch.shader.name, defs: std::mem::take(&mut launch.defs) };
         if !self.pipelines.contains_key(&key) {
@@ -212,8 +219,12 @@ impl Recorder {
         Ok(())
     }
 
+    pub fn pipeline_names(&self) -> Vec<String> {
+        self.pipelines.keys().map(PipelineKey::name).collect()
+    }
+
     fn compile(&mut self, inner: &Inner, launch: &Launch<'_>, key: &PipelineKey) -> Result<Pipeline> {
-        let name = format!("{} {:?}", key.shader, key.defs);
+        let name = key.name();
         let text = render(launch.shader, &key.defs, launch.params.0, self.arena.is_none())?;
         let scope = inner.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let checks = wgpu::ShaderRuntimeChecks::unchecked();
@@ -318,6 +329,24 @@ impl Arena {
         });
         Arena { layout, buffer, bind_group, bytes: Vec::new() }
     }
+}
+
+/// What a driver would answer with a panic or with silence.
+fn check(caps: &Caps, launch: &Launch<'_>) -> Result<()> {
+    for (i, (_, tensor, write)) in launch.bindings.iter().enumerate() {
+        let bytes = tensor.binding_bytes();
+        if bytes > caps.max_binding {
+            return Err(Error::TooLarge { bytes, limit: caps.max_binding });
+        }
+        let same = |(_, other, _): &&(u32, &Tensor, bool)| other.block.id == tensor.block.id;
+        let mut others = launch.bindings.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, other)| other);
+        if let (true, Some((_, other, false))) = (*write, others.find(|b| same(b) && !b.2)) {
+            let message =
+                format!("writes {tensor:?} and reads {other:?} on the same memory; copy one of them");
+            return Err(Error::op(launch.shader.name, message));
+        }
+    }
+    Ok(())
 }
 
 fn bind_group_entry(binding: u32, t: &Tensor) -> wgpu::BindGroupEntry<'_> {

@@ -30,6 +30,8 @@ pub(crate) struct Pool {
 pub(crate) struct Block {
     pub id: u64,
     pub buffer: wgpu::Buffer,
+    /// Bytes that were asked for, guard words included.
+    pub wanted: u64,
     size: u64,
     owner: Weak<Inner>,
 }
@@ -55,7 +57,8 @@ impl Gpu {
     /// A buffer of at least `bytes`, from the pool or new. Its content is undefined.
     pub(crate) fn block(&self, bytes: u64) -> Result<Arc<Block>> {
         let size = size_class(bytes);
-        let limit = self.0.caps.max_binding;
+        // a table may be larger than what a launch can bind: it is bound in parts
+        let limit = self.0.device.limits().max_buffer_size;
         if size > limit {
             return Err(Error::TooLarge { bytes, limit });
         }
@@ -83,6 +86,6 @@ impl Gpu {
         };
         pool.live_bytes += size;
         pool.peak_bytes = pool.peak_bytes.max(pool.live_bytes);
-        Ok(Arc::new(Block { id, buffer, size, owner: Arc::downgrade(&self.0) }))
+        Ok(Arc::new(Block { id, buffer, wanted: bytes, size, owner: Arc::downgrade(&self.0) }))
     }
 }

@@ -26,9 +26,9 @@ impl Tensor {
         Ok(bytes)
     }
 
-    /// In debug mode: whether the guard words behind this tensor still stand.
+    /// In debug mode: whether the guard words behind this tensor still stand, or behind the one it is a view of.
     pub fn guards_intact(&self) -> Result<bool> {
-        let end = byte_len(self.shape(), self.dtype());
+        let end = self.block.wanted - GUARD_BYTES;
         let guard: Vec<u32> = bytemuck::pod_collect_to_vec(&self.download(end, GUARD_BYTES)?);
         Ok(guard.iter().all(|w| *w == GUARD_WORD))
     }

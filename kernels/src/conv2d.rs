@@ -1,9 +1,10 @@
 //! Frozen 2-D convolution as an implicit GEMM: no im2col buffer, K ordered (ky, kx, channel).
 //! Nothing is saved for the way back, and there is no dW.
 
-use strata_engine::{Error, Result, Tape, Tensor};
+use strata_engine::{DType, Error, Result, Tape, Tensor};
 
 use crate::gemm::{Conv, Gemm, Layout};
+use crate::linear::pairs;
 
 /// Where zeros surround the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,11 +27,13 @@ pub struct ConvArgs<'a> {
     pub bias: Option<&'a Tensor>,
     /// Added last; of the output's shape and type.
     pub residual: Option<&'a Tensor>,
+    /// Type of the output; default the residual's, and without one the weights'.
+    pub out: Option<DType>,
 }
 
 impl Default for ConvArgs<'_> {
     fn default() -> Self {
-        ConvArgs { stride: 1, padding: Padding::Same, bias: None, residual: None }
+        ConvArgs { stride: 1, padding: Padding::Same, bias: None, residual: None, out: None }
     }
 }
 
@@ -93,11 +96,13 @@ impl ConvShape {
 pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Result<Tensor> {
     let s = ConvShape::new(x.shape(), w.shape(), args.stride, args.padding)?;
     let shape = [s.batch, s.output[0], s.output[1], s.channels[1]];
-    if x.dtype() != w.dtype() || args.bias.is_some_and(|b| b.len() != s.channels[1]) {
+    let out = args.out.or(args.residual.map(Tensor::dtype)).unwrap_or(w.dtype());
+    if !pairs(x, w) || args.bias.is_some_and(|b| b.len() != s.channels[1]) {
         return Err(Error::op("conv2d", format!("x {x:?}, w {w:?}, bias {:?}", args.bias)));
     }
-    if let Some(r) = args.residual.filter(|r| r.shape() != shape || r.dtype() != x.dtype()) {
-        return Err(Error::op("conv2d", format!("residual {r:?} is added to an output {shape:?}")));
+    if let Some(r) = args.residual.filter(|r| r.shape() != shape || r.dtype() != out) {
+        let message = format!("residual {r:?} is added to an output {shape:?} {}", out.wgsl());
+        return Err(Error::op("conv2d", message));
     }
     let pixels = move |[h, w]: [usize; 2]| s.batch * h * w;
     let conv = Conv {
@@ -112,6 +117,7 @@ pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Resul
         conv: Some(conv),
         bias: args.bias,
         residual: args.residual,
+        out,
         ..Gemm::new(x, w, Layout::Nt, [pixels(s.output), s.channels[1], s.channels[0]])
     }
     .run("conv2d", &shape)?;
@@ -119,8 +125,8 @@ pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Resul
     let mut inputs = vec![x];
     inputs.extend(args.residual);
     if inputs.iter().any(|t| tape.tracks(t)) {
-        let (id, residual, w, x_shape) =
-            (x.id(), args.residual.map(Tensor::id), w.clone(), x.shape().to_vec());
+        let (id, x_shape, x_type) = (x.id(), x.shape().to_vec(), x.dtype());
+        let (residual, w) = (args.residual.map(Tensor::id), w.clone());
         tape.record(&inputs, &y, move |grad_out, grads| {
             if let Some(residual) = residual.filter(|r| grads.wants(*r)) {
                 grads.add_id(residual, grad_out.clone())?;
@@ -131,6 +137,7 @@ pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Resul
                 let dx = Gemm {
                     conv: Some(back),
                     residual: before.as_ref(),
+                    out: x_type,
                     ..Gemm::new(grad_out, &w, Layout::Nn, [pixels(s.input), s.channels[0], s.channels[1]])
                 }
                 .run("conv2d backward", &x_shape)?;

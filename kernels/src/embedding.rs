@@ -8,11 +8,14 @@ use crate::workgroup;
 static SHADER: Shader =
     Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX] };
 
-params! { struct EmbeddingParams { count: u32, tokens: u32, c: u32, vocab: u32 } }
+params! { struct EmbeddingParams { count: u32, tokens: u32, c: u32, vocab: u32, first: u32, rows: u32 } }
 
 fn defs(dtype: DType, wg: u32) -> Defs {
     vec![("T", dtype.wgsl().into()), ("WG", wg.into())]
 }
+
+/// Rows of the vocabulary that a binding holds are a multiple of this, so that the next part starts where one may.
+const ROWS: usize = 128;
 
 /// `tokens[ids[b, t]] + positions[t]`: ids u32 `[B, T]`, tokens `[V, C]`, positions `[≥ T, C]`, to `[B, T, C]`.
 ///
@@ -33,22 +36,29 @@ pub fn embedding(ids: &Tensor, tokens: &Tensor, positions: &Tensor) -> Result<Te
     let mut shape = ids.shape().to_vec();
     shape.push(c);
     let y = Tensor::empty(ids.gpu(), &shape, tokens.dtype())?;
-    let params = EmbeddingParams {
-        count: ids.len() as u32,
-        tokens: t as u32,
-        c: c as u32,
-        vocab: tokens.rows() as u32,
-    };
-    let wg = workgroup(ids.gpu());
-    Launch::new(ids.gpu(), &SHADER)
-        .defs(defs(tokens.dtype(), wg))
-        .read(0, ids)
-        .read(1, tokens)
-        .read(2, positions)
-        .write(3, &y)
-        .params(&params)
-        .grid(fold_grid((y.len() as u32).div_ceil(wg)))
-        .run()?;
+    let (vocab, wg) = (tokens.rows(), workgroup(ids.gpu()));
+    let fit = (ids.gpu().caps().max_binding / (c as u64 * tokens.dtype().bytes()).max(1)) as usize;
+    let part = if vocab <= fit { vocab } else { (fit / ROWS * ROWS).max(ROWS) };
+    for first in (0..vocab).step_by(part.max(1)) {
+        let rows = part.min(vocab - first);
+        let params = EmbeddingParams {
+            count: ids.len() as u32,
+            tokens: t as u32,
+            c: c as u32,
+            vocab: vocab as u32,
+            first: first as u32,
+            rows: rows as u32,
+        };
+        Launch::new(ids.gpu(), &SHADER)
+            .defs(defs(tokens.dtype(), wg))
+            .read(0, ids)
+            .read(1, &tokens.view(first * c, &[rows, c])?)
+            .read(2, positions)
+            .write(3, &y)
+            .params(&params)
+            .grid(fold_grid((y.len() as u32).div_ceil(wg)))
+            .run()?;
+    }
     Ok(y)
 }
 

@@ -76,18 +76,36 @@ pub(crate) struct Gemm<'a> {
     pub bias: Option<&'a Tensor>,
     pub residual: Option<&'a Tensor>,
     pub act: Act,
+    /// Type of the output and of the residual.
+    pub out: DType,
 }
 
 impl<'a> Gemm<'a> {
+    /// A product whose output has b's type.
     pub fn new(a: &'a Tensor, b: &'a Tensor, layout: Layout, [m, n, c]: [usize; 3]) -> Gemm<'a> {
         let (conv, ext, gate, bias, residual) = (None, None, None, None, None);
-        Gemm { a, b, layout, m, n, c, conv, ext, alpha: 1.0, gate, bias, residual, act: Act::None }
+        Gemm {
+            a,
+            b,
+            layout,
+            m,
+            n,
+            c,
+            conv,
+            ext,
+            alpha: 1.0,
+            gate,
+            bias,
+            residual,
+            act: Act::None,
+            out: b.dtype(),
+        }
     }
 
     /// Launches into a fresh tensor of the given shape, whose elements number m · n.
     pub fn run(self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
         let gpu = self.a.gpu();
-        let out = Tensor::empty(gpu, shape, self.a.dtype())?;
+        let out = Tensor::empty(gpu, shape, self.out)?;
         let (m, n, c) = (self.m as u32, self.n as u32, self.c as u32);
         let conv = self.conv;
         let [kh, kw] = conv.map_or([1, 1], |v| v.kernel.map(|x| x as u32));
@@ -116,7 +134,7 @@ impl<'a> Gemm<'a> {
         };
         let body = Body::new(gpu.caps(), n);
         let features = Features {
-            dtype: self.a.dtype(),
+            types: [self.a.dtype(), self.b.dtype(), self.out],
             layout: self.layout,
             vec: c.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
             vec_ext: r.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
@@ -176,7 +194,8 @@ impl Body {
 
 /// What a GEMM's text depends on.
 struct Features {
-    dtype: DType,
+    /// Of A, of B (and S and U), and of the output.
+    types: [DType; 3],
     layout: Layout,
     vec: bool,
     vec_ext: bool,
@@ -194,7 +213,9 @@ impl Features {
     fn defs(&self, body: &Body) -> Defs {
         let width = |vec: bool| Def::Int(if vec { 4 } else { 1 });
         vec![
-            ("T", self.dtype.wgsl().into()),
+            ("TA", self.types[0].wgsl().into()),
+            ("T", self.types[1].wgsl().into()),
+            ("TO", self.types[2].wgsl().into()),
             ("NN", (self.layout == Layout::Nn).into()),
             ("V", width(self.vec)),
             ("VE", width(self.ext && self.vec_ext)),
@@ -212,28 +233,34 @@ impl Features {
     }
 }
 
-/// Every text this family can take, but for combinations that differ only in how often they repeat a part.
+/// Types of A, B and the output that occur: all alike, or f16 weights beside a stream in f32.
+const TYPES: [[DType; 3]; 5] = {
+    const F16: DType = DType::F16;
+    const F32: DType = DType::F32;
+    [[F32, F32, F32], [F16, F16, F16], [F32, F16, F32], [F16, F16, F32], [F32, F16, F16]]
+};
+
+/// Every text this family can take.
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let flags = [false, true];
     let bodies = [Body::lane(1), Body::lane(8), Body { shader: &TILE, lanes: [1, 1], tile: [64, 64] }];
+    let products =
+        [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))];
     for body in &bodies {
-        for dtype in [DType::F32, DType::F16] {
-            for (layout, conv) in
-                [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))]
-            {
-                for (vec, vec_n, vec_ext) in [
-                    (true, true, true),
-                    (true, true, false),
-                    (false, true, true),
-                    (false, false, false),
-                    (true, false, true),
-                ] {
-                    if layout == Layout::Nn && (vec || vec_ext) && !vec_n {
+        for types in TYPES {
+            for (layout, conv) in products {
+                // one bit for each switch
+                for bits in 0..1 << 6 {
+                    let [vec, vec_n, vec_ext, ext, bias, residual] =
+                        [0, 1, 2, 3, 4, 5].map(|i| bits >> i & 1 == 1);
+                    let aligned = layout == Layout::Nt || vec_n || !(vec || vec_ext);
+                    let backward = layout == Layout::Nn;
+                    let conv_ext = conv.is_some() && ext;
+                    if !aligned || (vec_ext && !ext) || (backward && bias) || conv_ext {
                         continue;
                     }
-                    let mut push = |ext, bias, residual, gate, act| {
+                    let mut push = |gate, act| {
                         let f = Features {
-                            dtype,
+                            types,
                             layout,
                             vec,
                             vec_ext,
@@ -247,17 +274,14 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                         };
                         variant::<GemmParams>(out, body.shader, f.defs(body))
                     };
-                    for ext in flags {
-                        for residual in flags {
-                            push(ext, layout == Layout::Nt, residual, false, Act::None)?;
-                            push(ext, false, residual, false, Act::None)?;
-                        }
+                    push(false, Act::None)?;
+                    // the LoRA's narrow products have gates, and nothing else
+                    if conv.is_none() && !ext && !bias && !residual {
+                        push(true, Act::None)?;
                     }
-                    push(false, false, false, true, Act::None)?;
-                    if layout == Layout::Nt && conv.is_none() {
+                    if !backward && conv.is_none() && bias {
                         for act in [Act::Silu, Act::Gelu, Act::QuickGelu] {
-                            push(false, true, false, false, act)?;
-                            push(true, true, false, false, act)?;
+                            push(false, act)?;
                         }
                     }
                 }

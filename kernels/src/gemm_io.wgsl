@@ -5,16 +5,17 @@
 // k runs over (tap, c), c < p.c. A row of A is a pixel of an image that the tap shifts (CONV), or just row m.
 //   NT: B is stored [n, tap, c], U [n, r]      (y = x Wt, weights as [out, in])
 //   NN: B is stored [c, tap, n], U [r, n]      (dx = dy W, the same weights)
+// A is TA, B, S and U are T, the output and the residual TO: f16 weights go with a residual stream in f32.
 // V = 4 loads four values of the last axis at once: c % 4 == 0, and for NN n % 4 == 0; VE likewise for r; VN: n % 4 == 0.
 {% from "vec" import vec %}
-@group(0) @binding(0) var<storage, read> a: array<{{ vec(V, T) }}>;       // [m, c], or an image [batch, src_h, src_w, c]
+@group(0) @binding(0) var<storage, read> a: array<{{ vec(V, TA) }}>;      // [m, c], or an image [batch, src_h, src_w, c]
 @group(0) @binding(1) var<storage, read> b: array<{{ vec(V, T) }}>;
-@group(0) @binding(2) var<storage, read_write> out: array<{{ vec(4 if VN else 1, T) }}>;   // [m, n]
+@group(0) @binding(2) var<storage, read_write> out: array<{{ vec(4 if VN else 1, TO) }}>;  // [m, n]
 {% if BIAS %}
 @group(0) @binding(3) var<storage, read> bias: array<{{ vec(4 if VN else 1, "f32") }}>;    // [n]
 {% endif %}
 {% if RESIDUAL %}
-@group(0) @binding(4) var<storage, read> residual: array<{{ vec(4 if VN else 1, T) }}>;    // [m, n]
+@group(0) @binding(4) var<storage, read> residual: array<{{ vec(4 if VN else 1, TO) }}>;   // [m, n]
 {% endif %}
 {% if EXT %}
 @group(0) @binding(5) var<storage, read> s: array<{{ vec(VE, T) }}>;      // [m, r]
@@ -71,7 +72,7 @@ fn finish(m: u32, n: u32, sum: vec4<f32>) {
     {% if RESIDUAL %}
     y += vec4<f32>(residual[at]);
     {% endif %}
-    out[at] = vec4<{{ T }}>(y);
+    out[at] = vec4<{{ TO }}>(y);
     {% else %}
     {% for j in range(4) %}
     if (n + {{ j }}u < p.n) {
@@ -86,7 +87,7 @@ fn finish(m: u32, n: u32, sum: vec4<f32>) {
         {% if RESIDUAL %}
         v += f32(residual[at]);
         {% endif %}
-        out[at] = {{ T }}(v);
+        out[at] = {{ TO }}(v);
     }
     {% endfor %}
     {% endif %}

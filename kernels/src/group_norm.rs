@@ -30,8 +30,10 @@ pub struct GroupNormArgs<'a> {
     pub eps: f32,
     /// Whether SiLU follows.
     pub silu: bool,
-    /// `[B, C]`, added to every token of a sample before it is normalised (the time embedding).
+    /// `[B, C]` of x's type, added to every token of a sample before it is normalised (the time embedding).
     pub add: Option<&'a Tensor>,
+    /// Type of the output; default x's.
+    pub out: Option<DType>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,13 +44,14 @@ struct Pass {
     before: bool,
 }
 
-fn defs(pass: Pass, dtype: DType, vec: bool, lane: bool, wg: u32) -> Defs {
+fn defs(pass: Pass, [x, y]: [DType; 2], vec: bool, lane: bool, wg: u32) -> Defs {
     vec![
         ("PASS", pass.name.into()),
         ("SILU", pass.silu.into()),
         ("ADD", pass.add.into()),
         ("BEFORE", pass.before.into()),
-        ("T", dtype.wgsl().into()),
+        ("TX", x.wgsl().into()),
+        ("T", y.wgsl().into()),
         ("V", if vec { 4u32 } else { 1 }.into()),
         ("LANE", lane.into()),
         ("WG", wg.into()),
@@ -66,6 +69,8 @@ struct Norm<'a> {
     gamma: &'a Tensor,
     beta: &'a Tensor,
     silu: bool,
+    /// Of the output.
+    out: DType,
     params: GroupNormParams,
 }
 
@@ -83,7 +88,7 @@ impl Norm<'_> {
             _ => slices,
         };
         let launch = Launch::new(gpu, &SHADER)
-            .defs(defs(pass, self.x.dtype(), vec, lane, wg))
+            .defs(defs(pass, [self.x.dtype(), self.out], vec, lane, wg))
             .read(0, self.x)
             .read_opt(1, self.add)
             .read_opt(7, before)
@@ -145,11 +150,12 @@ pub fn group_norm(
         slices: tokens.div_ceil(slice) as u32,
         eps: args.eps,
     };
-    let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, params };
+    let out = args.out.unwrap_or(x.dtype());
+    let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, out, params };
     let slices = norm.slices()?;
     norm.launch("stats", None, &slices).run()?;
     let stats = norm.merge(&slices, true)?;
-    let y = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
+    let y = Tensor::empty(x.gpu(), x.shape(), out)?;
     norm.launch("apply", None, &y).read(4, &stats).run()?;
 
     let mut inputs = vec![x];
@@ -159,7 +165,7 @@ pub fn group_norm(
             (x.clone(), args.add.cloned(), gamma.clone(), beta.clone(), args.silu);
         let record = inputs.clone();
         tape.record(&record, &y, move |grad_out, grads| {
-            let norm = Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, params };
+            let norm = Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, out, params };
             let slices = norm.slices()?;
             norm.launch("grad_sums", None, &slices).read(4, &stats).read(5, grad_out).run()?;
             let sums = norm.merge(&slices, false)?;
@@ -221,13 +227,13 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
         for stats in [false, true] {
             variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, wg))?;
         }
-        for dtype in [DType::F32, DType::F16] {
+        for types in crate::NORM_TYPES {
             for vec in [false, true] {
                 for add in [false, true] {
                     variant::<GroupNormParams>(
                         out,
                         &SHADER,
-                        defs(Pass { name: "stats", silu: false, add, before: false }, dtype, vec, lane, wg),
+                        defs(Pass { name: "stats", silu: false, add, before: false }, types, vec, lane, wg),
                     )?;
                     for silu in [false, true] {
                         for (name, before) in [
@@ -237,7 +243,7 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                             ("grad_apply", true),
                         ] {
                             let pass = Pass { name, silu, add, before };
-                            variant::<GroupNormParams>(out, &SHADER, defs(pass, dtype, vec, lane, wg))?;
+                            variant::<GroupNormParams>(out, &SHADER, defs(pass, types, vec, lane, wg))?;
                         }
                     }
                 }

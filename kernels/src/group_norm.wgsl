@@ -9,10 +9,12 @@
 // Dispatch: stats, grad_sums: one workgroup (LANE: invocation) per (b, g, slice); merge: one invocation per (b, g); others
 // one invocation per V values; folded. Slices bound the iterations of an invocation: Mesa before 23 ends all of its loops
 // after 65,535 in total.
+// x, add, before and dx are TX, y and dy are T.
 // Numeric note: f32; per-token sums are added up in blocks of 64 tokens.
 {% include "index" %}
 {% set GRAD = PASS in ["grad_sums", "grad_apply"] %}
 {% set WHOLE = PASS in ["apply", "grad_apply"] %}
+{% set TO = TX if GRAD else T %}
 {% if PASS == "merge" %}
 @group(0) @binding(0) var<storage, read> slices: array<vec2<f32>>;         // [b, groups, slices]
 @group(0) @binding(8) var<storage, read_write> out: array<vec2<f32>>;      // [b, groups]
@@ -45,9 +47,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
 {% else %}
 {% include "act" %}
 {% from "vec" import vec %}
-@group(0) @binding(0) var<storage, read> x: array<{{ vec(V, T) }}>;        // [b, tokens, c]
+@group(0) @binding(0) var<storage, read> x: array<{{ vec(V, TX) }}>;       // [b, tokens, c]
 {% if ADD %}
-@group(0) @binding(1) var<storage, read> extra: array<{{ T }}>;            // [b, c]
+@group(0) @binding(1) var<storage, read> extra: array<{{ TX }}>;           // [b, c]
 {% endif %}
 {% if PASS != "stats" %}
 @group(0) @binding(2) var<storage, read> gamma: array<f32>;                // [c]
@@ -60,10 +62,10 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
 {% if PASS == "grad_apply" %}
 @group(0) @binding(6) var<storage, read> sums: array<vec2<f32>>;           // [b, groups]
 {% if BEFORE %}
-@group(0) @binding(7) var<storage, read> before: array<{{ vec(V, T) }}>;   // [b, tokens, c]
+@group(0) @binding(7) var<storage, read> before: array<{{ vec(V, TX) }}>;  // [b, tokens, c]
 {% endif %}
 {% endif %}
-@group(0) @binding(8) var<storage, read_write> out: array<{{ vec(V, T) if WHOLE else "vec2<f32>" }}>;
+@group(0) @binding(8) var<storage, read_write> out: array<{{ vec(V, TO) if WHOLE else "vec2<f32>" }}>;
 
 {% if PASS != "stats" %}
 // (x^, n)
@@ -173,9 +175,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     {% endif %}
     {% endfor %}
     {% if V == 4 %}
-    out[i] = vec4<{{ T }}>(vec4<f32>(y0, y1, y2, y3));
+    out[i] = vec4<{{ TO }}>(vec4<f32>(y0, y1, y2, y3));
     {% else %}
-    out[i] = {{ T }}(y0);
+    out[i] = {{ TO }}(y0);
     {% endif %}
 }
 {% endif %}

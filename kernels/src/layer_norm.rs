@@ -12,11 +12,12 @@ static SHADER: Shader =
 
 params! { struct LayerNormParams { rows: u32, c: u32, eps: f32 } }
 
-fn defs(grad: bool, before: bool, dtype: DType, lane: bool, wg: u32) -> Defs {
+fn defs(grad: bool, before: bool, [x, y]: [DType; 2], lane: bool, wg: u32) -> Defs {
     vec![
         ("GRAD", grad.into()),
         ("BEFORE", before.into()),
-        ("T", dtype.wgsl().into()),
+        ("TX", x.wgsl().into()),
+        ("T", y.wgsl().into()),
         ("LANE", lane.into()),
         ("WG", wg.into()),
     ]
@@ -25,6 +26,7 @@ fn defs(grad: bool, before: bool, dtype: DType, lane: bool, wg: u32) -> Defs {
 fn launch<'a>(
     x: &'a Tensor,
     gamma: &'a Tensor,
+    out: DType,
     params: &LayerNormParams,
     grad: bool,
     before: bool,
@@ -32,31 +34,39 @@ fn launch<'a>(
     let (gpu, lane, wg) = (x.gpu(), lane(x.gpu()), workgroup(x.gpu()));
     let workgroups = if lane { params.rows.div_ceil(wg) } else { params.rows };
     Launch::new(gpu, &SHADER)
-        .defs(defs(grad, before, x.dtype(), lane, wg))
+        .defs(defs(grad, before, [x.dtype(), out], lane, wg))
         .read(0, x)
         .read(1, gamma)
         .params(params)
         .grid(fold_grid(workgroups))
 }
 
-/// Normalises each row of `[…, C]`, with gamma and beta f32 `[C]`: y = gamma (x − mean) / √(variance + eps) + beta.
+/// Normalises each row of `[…, C]`, with gamma and beta f32 `[C]`: y = gamma (x − mean) / √(variance + eps) + beta, in
+/// the type `out`.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn layer_norm(tape: &Tape, x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f32) -> Result<Tensor> {
+pub fn layer_norm(
+    tape: &Tape,
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f32,
+    out: DType,
+) -> Result<Tensor> {
     let (rows, c) = (x.rows(), x.last());
     if gamma.len() != c || beta.len() != c {
         return Err(Error::op("layer_norm", format!("x {x:?} with gamma {gamma:?} and beta {beta:?}")));
     }
     let params = LayerNormParams { rows: rows as u32, c: c as u32, eps };
     let stats = Tensor::empty(x.gpu(), &[rows, 2], DType::F32)?;
-    let y = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
-    launch(x, gamma, &params, false, false).read(2, beta).write(3, &stats).write(6, &y).run()?;
+    let y = Tensor::empty(x.gpu(), x.shape(), out)?;
+    launch(x, gamma, out, &params, false, false).read(2, beta).write(3, &stats).write(6, &y).run()?;
     let (saved, gamma) = (x.clone(), gamma.clone());
     tape.record(&[x], &y, move |grad_out, grads| {
         let before = grads.take(saved.id());
         let dx = Tensor::empty(saved.gpu(), saved.shape(), saved.dtype())?;
-        launch(&saved, &gamma, &params, true, before.is_some())
+        launch(&saved, &gamma, out, &params, true, before.is_some())
             .read(3, &stats)
             .read(4, grad_out)
             .read_opt(5, before.as_ref())
@@ -80,9 +90,9 @@ pub fn reference(x: &[f64], gamma: &[f64], beta: &[f64], c: usize, eps: f64) -> 
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
-        for dtype in [DType::F32, DType::F16] {
+        for types in crate::NORM_TYPES {
             for (grad, before) in [(false, false), (true, false), (true, true)] {
-                variant::<LayerNormParams>(out, &SHADER, defs(grad, before, dtype, lane, wg))?;
+                variant::<LayerNormParams>(out, &SHADER, defs(grad, before, types, lane, wg))?;
             }
         }
     }

@@ -3,22 +3,23 @@
 //   x^ = (x - mean) rstd       y = gamma x^ + beta
 //   dx = rstd (w - (sum w + x^ sum w x^) / c) + before,  w = gamma dy
 // Dispatch: one workgroup (LANE: invocation) per row, folded.
+// x, before and dx are TX, y and dy are T.
 // Numeric note: f32, mean and variance in two passes.
 {% include "index" %}
 {% include "reduce" %}
-@group(0) @binding(0) var<storage, read> x: array<{{ T }}>;                // [rows, c]
+@group(0) @binding(0) var<storage, read> x: array<{{ TX }}>;               // [rows, c]
 @group(0) @binding(1) var<storage, read> gamma: array<f32>;                // [c]
 {% if GRAD %}
 @group(0) @binding(3) var<storage, read> stats: array<vec2<f32>>;          // [rows] of (mean, rstd)
 @group(0) @binding(4) var<storage, read> dy: array<{{ T }}>;               // [rows, c]
 {% if BEFORE %}
-@group(0) @binding(5) var<storage, read> before: array<{{ T }}>;           // [rows, c]
+@group(0) @binding(5) var<storage, read> before: array<{{ TX }}>;          // [rows, c]
 {% endif %}
 {% else %}
 @group(0) @binding(2) var<storage, read> beta: array<f32>;                 // [c]
 @group(0) @binding(3) var<storage, read_write> stats: array<vec2<f32>>;
 {% endif %}
-@group(0) @binding(6) var<storage, read_write> out: array<{{ T }}>;        // [rows, c]
+@group(0) @binding(6) var<storage, read_write> out: array<{{ TX if GRAD else T }}>;        // [rows, c]
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -49,7 +50,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% if BEFORE %}
         dx += f32(before[at + c]);
         {% endif %}
-        out[at + c] = {{ T }}(dx);
+        out[at + c] = {{ TX }}(dx);
     }
     {% else %}
     var sum = 0.0;

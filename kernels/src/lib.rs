@@ -46,7 +46,7 @@ pub mod reference {
     pub use crate::optimizer::reference as adamw;
 }
 
-use strata_engine::{GemmVariant, Gpu, Tape};
+use strata_engine::{DType, GemmVariant, Gpu, Tape};
 
 /// A tape that records, and sums gradients with [`add`].
 pub fn tape() -> Tape {
@@ -55,6 +55,10 @@ pub fn tape() -> Tape {
 
 /// Invocations per workgroup: of bodies where every invocation stands alone, and of those with workgroup memory.
 const WORKGROUPS: [u32; 2] = [8, 128];
+
+/// Types of x and of the output of a norm that occur: both alike, or a stream in f32 and the rest in f16.
+const NORM_TYPES: [[DType; 2]; 3] =
+    [[DType::F32, DType::F32], [DType::F16, DType::F16], [DType::F32, DType::F16]];
 
 /// Whether kernels run the bodies for CPU adapters: one invocation does alone what a workgroup does on a GPU.
 fn lane(gpu: &Gpu) -> bool {

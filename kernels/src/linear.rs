@@ -3,7 +3,7 @@
 //! The first LoRA costs a product with r columns and r more steps in the main loop (K-extension); W is never merged.
 //! Saved for the way back: x where a `down` is trained, S = gate · scale · x downᵀ where an `up` is. Never dW.
 
-use strata_engine::{Error, Grads, Result, Tape, Tensor};
+use strata_engine::{DType, Error, Grads, Result, Tape, Tensor};
 
 use crate::gemm::{Ext, Gemm, Layout};
 use crate::tokens::accumulate_product;
@@ -40,6 +40,8 @@ pub struct LinearArgs<'a> {
     pub residual: Option<&'a Tensor>,
     /// Applied before the residual is added.
     pub act: Act,
+    /// Type of the output; default the residual's, and without one the weights'.
+    pub out: Option<DType>,
     /// Branches; those whose gate is [`Gate::Scalar`] 0 are skipped.
     pub loras: &'a [Lora<'a>],
 }
@@ -64,7 +66,8 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
     let (m, k, n) = (x.rows(), x.last(), w.rows());
     let mut shape = x.shape().to_vec();
     *shape.last_mut().ok_or_else(|| Error::op("linear", "x has no axis"))? = n;
-    check(x, w, args, &shape)?;
+    let out = args.out.or(args.residual.map(Tensor::dtype)).unwrap_or(w.dtype());
+    check(x, w, args, &shape, out)?;
     let loras: Vec<&Lora<'_>> = args.loras.iter().filter(|l| !matches!(l.gate, Gate::Scalar(0.0))).collect();
 
     let mut inputs = vec![x];
@@ -73,7 +76,8 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
     if args.act != Act::None && (loras.len() > 1 || inputs.iter().any(|t| tape.tracks(t))) {
         // the way back needs the value before the activation, which the epilogue would not leave behind; and with
         // two or more LoRAs the sum is complete only after the first launch
-        let plain = linear(tape, x, w, &LinearArgs { act: Act::None, residual: None, ..*args })?;
+        let plain =
+            linear(tape, x, w, &LinearArgs { act: Act::None, residual: None, out: Some(out), ..*args })?;
         let y = activation(tape, &plain, args.act)?;
         return args.residual.map_or(Ok(y.clone()), |r| crate::add(tape, &y, r));
     }
@@ -92,11 +96,12 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
         bias: args.bias,
         residual: args.residual,
         act: args.act,
+        out,
         ..Gemm::new(x, w, Layout::Nt, [m, n, k])
     }
     .run("linear", &shape)?;
     for (lora, _, _, s) in branches.iter().skip(1) {
-        y = Gemm { residual: Some(&y), ..Gemm::new(s, lora.up, Layout::Nt, [m, n, s.last()]) }
+        y = Gemm { residual: Some(&y), out, ..Gemm::new(s, lora.up, Layout::Nt, [m, n, s.last()]) }
             .run("linear", &shape)?;
     }
 
@@ -113,7 +118,7 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
             })
             .collect();
         let residual = args.residual.map(Tensor::id);
-        let (id, w, x_shape) = (x.id(), w.clone(), x.shape().to_vec());
+        let (id, w, x_shape, x_type) = (x.id(), w.clone(), x.shape().to_vec(), x.dtype());
         tape.record(&inputs, &y, move |grad_out, grads| {
             if let Some(residual) = residual.filter(|r| grads.wants(*r)) {
                 grads.add_id(residual, grad_out.clone())?;
@@ -129,11 +134,13 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
                 let mut dx = Gemm {
                     ext: terms.next().map(|(t, b)| Ext { s: t, u: &b.down }),
                     residual: before.as_ref(),
+                    out: x_type,
                     ..Gemm::new(grad_out, &w, Layout::Nn, [m, k, n])
                 }
                 .run("linear backward", &x_shape)?;
                 for (t, b) in terms {
-                    dx = Gemm { residual: Some(&dx), ..Gemm::new(t, &b.down, Layout::Nn, [m, k, t.last()]) }
+                    let low_rank = Gemm::new(t, &b.down, Layout::Nn, [m, k, t.last()]);
+                    dx = Gemm { residual: Some(&dx), out: x_type, ..low_rank }
                         .run("linear backward", &x_shape)?;
                 }
                 grads.add_id(id, dx)?;
@@ -161,6 +168,11 @@ impl Branch {
     }
 }
 
+/// Whether a kernel multiplies values of x's type with weights of w's: one type, or x in f32 beside weights in f16.
+pub(crate) fn pairs(x: &Tensor, w: &Tensor) -> bool {
+    x.dtype() == w.dtype() || (x.dtype(), w.dtype()) == (DType::F32, DType::F16)
+}
+
 /// gate · scale · x bᵀ or x b: from c channels to the rank.
 fn narrow(
     x: &Tensor,
@@ -174,28 +186,30 @@ fn narrow(
     Gemm { alpha: scale, gate, ..Gemm::new(x, b, layout, [m, r, c]) }.run("linear", &[m, r])
 }
 
-fn check(x: &Tensor, w: &Tensor, args: &LinearArgs<'_>, shape: &[usize]) -> Result<()> {
+fn check(x: &Tensor, w: &Tensor, args: &LinearArgs<'_>, shape: &[usize], out: DType) -> Result<()> {
     let fail = |message: String| Err(Error::op("linear", message));
     let (k, n) = (x.last(), w.rows());
     if w.shape().len() != 2 || w.last() != k {
         return fail(format!("x {:?} has {k} channels, w {:?} takes [out, {k}]", x.shape(), w.shape()));
     }
-    if x.dtype() != w.dtype() {
-        return fail(format!("x is {:?}, w {:?}; both must have one type", x.dtype(), w.dtype()));
+    if !pairs(x, w) {
+        return fail(format!("x is {:?}, w {:?}; x must have w's type or f32", x.dtype(), w.dtype()));
     }
     if let Some(b) = args.bias.filter(|b| b.len() != n) {
         return fail(format!("bias {:?} for {n} channels out", b.shape()));
     }
-    if let Some(r) = args.residual.filter(|r| r.shape() != shape || r.dtype() != x.dtype()) {
-        return fail(format!("residual {r:?} is added to an output {shape:?} {}", x.dtype().wgsl()));
+    if let Some(r) = args.residual.filter(|r| r.shape() != shape || r.dtype() != out) {
+        return fail(format!("residual {r:?} is added to an output {shape:?} {}", out.wgsl()));
     }
     for lora in args.loras {
         let (down, up) = (lora.down, lora.up);
         if down.last() != k || up.rows() != n || up.last() != down.rows() {
             return fail(format!("LoRA down {down:?} and up {up:?} on weights {:?}", w.shape()));
         }
-        if down.dtype() != x.dtype() || up.dtype() != x.dtype() {
-            return fail(format!("LoRA down {down:?} and up {up:?} for x {x:?}; all must have one type"));
+        if down.dtype() != w.dtype() || up.dtype() != w.dtype() {
+            return fail(format!(
+                "LoRA down {down:?} and up {up:?} for weights {w:?}; all must have one type"
+            ));
         }
     }
     Ok(())

@@ -16,10 +16,11 @@ params! { struct TokensParams { m: u32, i: u32, j: u32, splits: u32, rows_per_sp
 /// Rows that one invocation sums before the work is split.
 const ROWS_PER_SPLIT: usize = 512;
 
-fn defs(op: &'static str, from: DType, to: DType, vec: bool, add: bool, wg: u32) -> Defs {
+fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, wg: u32) -> Defs {
     vec![
         ("OP", op.into()),
-        ("T", from.wgsl().into()),
+        ("T", u.wgsl().into()),
+        ("TV", v.wgsl().into()),
         ("TO", to.wgsl().into()),
         ("V", vec.into()),
         ("ADD", add.into()),
@@ -33,7 +34,7 @@ fn defs(op: &'static str, from: DType, to: DType, vec: bool, add: bool, wg: u32)
 /// Shapes that do not fit.
 pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor) -> Result<()> {
     let (m, i, j) = (u.rows(), u.last(), v.last());
-    if v.rows() != m || sum.len() != i * j || sum.dtype() != DType::F32 || u.dtype() != v.dtype() {
+    if v.rows() != m || sum.len() != i * j || sum.dtype() != DType::F32 {
         return Err(Error::op("gradient of a product", format!("{u:?} transposed times {v:?} into {sum:?}")));
     }
     let gpu = u.gpu();
@@ -50,7 +51,7 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor) -> Result
     let vec = i.is_multiple_of(4) && j.is_multiple_of(4);
     let blocks = i.div_ceil(4) * j.div_ceil(4) * splits;
     Launch::new(gpu, &SHADER)
-        .defs(defs("product", u.dtype(), DType::F32, vec, partial.is_none(), wg))
+        .defs(defs("product", [u.dtype(), v.dtype()], DType::F32, vec, partial.is_none(), wg))
         .read(0, u)
         .read(1, v)
         .write(2, partial.as_ref().unwrap_or(sum))
@@ -60,7 +61,7 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor) -> Result
         .run()?;
     if let Some(partial) = &partial {
         Launch::new(gpu, &SHADER)
-            .defs(defs("gather", DType::F32, DType::F32, false, true, wg))
+            .defs(defs("gather", [DType::F32; 2], DType::F32, false, true, wg))
             .read(0, partial)
             .write(2, sum)
             .params(&params)
@@ -83,7 +84,7 @@ pub(crate) fn sum_tokens(x: &Tensor, batch: usize) -> Result<Tensor> {
     };
     let wg = workgroup(x.gpu());
     Launch::new(x.gpu(), &SHADER)
-        .defs(defs("sum", x.dtype(), x.dtype(), false, false, wg))
+        .defs(defs("sum", [x.dtype(); 2], x.dtype(), false, false, wg))
         .read(0, x)
         .write(2, &y)
         .params(&params)
@@ -94,13 +95,16 @@ pub(crate) fn sum_tokens(x: &Tensor, batch: usize) -> Result<Tensor> {
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
-        for dtype in [DType::F32, DType::F16] {
+        let types = [DType::F32, DType::F16];
+        for (u, v) in types.into_iter().flat_map(|u| types.map(|v| (u, v))) {
             for (vec, add) in [(false, false), (false, true), (true, false), (true, true)] {
-                variant::<TokensParams>(out, &SHADER, defs("product", dtype, DType::F32, vec, add, wg))?;
+                variant::<TokensParams>(out, &SHADER, defs("product", [u, v], DType::F32, vec, add, wg))?;
             }
-            variant::<TokensParams>(out, &SHADER, defs("sum", dtype, dtype, false, false, wg))?;
         }
-        variant::<TokensParams>(out, &SHADER, defs("gather", DType::F32, DType::F32, false, true, wg))?;
+        for dtype in types {
+            variant::<TokensParams>(out, &SHADER, defs("sum", [dtype; 2], dtype, false, false, wg))?;
+        }
+        variant::<TokensParams>(out, &SHADER, defs("gather", [DType::F32; 2], DType::F32, false, true, wg))?;
     }
     Ok(())
 }

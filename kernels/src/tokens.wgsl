@@ -10,7 +10,7 @@
 {% from "vec" import vec %}
 @group(0) @binding(0) var<storage, read> u: array<{{ vec(W, T) }}>;
 {% if OP == "product" %}
-@group(0) @binding(1) var<storage, read> v: array<{{ vec(W, T) }}>;
+@group(0) @binding(1) var<storage, read> v: array<{{ vec(W, TV) }}>;
 {% endif %}
 @group(0) @binding(2) var<storage, read_write> out: array<{{ TO }}>;
 

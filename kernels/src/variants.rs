@@ -1,5 +1,7 @@
 //! Every shader text this crate can produce, for checks that need no GPU.
 
+use std::collections::HashSet;
+
 use strata_engine::{Def, Params, Result, Shader, render};
 
 pub(crate) type Defs = Vec<(&'static str, Def)>;
@@ -51,5 +53,8 @@ pub fn variants() -> Result<Vec<Variant>> {
     ] {
         family(&mut out)?;
     }
+    // families list some texts under several circumstances
+    let mut seen = HashSet::new();
+    out.retain(|v| seen.insert((v.name.clone(), v.immediates)));
     Ok(out)
 }

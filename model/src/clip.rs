@@ -76,12 +76,12 @@ impl<W> EncoderLayer<W> {
 
 impl EncoderLayer<Tensor> {
     fn forward(&self, cx: &Cx<'_>, h: &Tensor, config: &ClipConfig) -> Result<Tensor> {
-        let n = self.norm1.forward(cx, h)?;
+        let n = self.norm1.forward(cx, h, h.dtype())?;
         let (q, k, v) = (self.q.forward(cx, &n)?, self.k.forward(cx, &n)?, self.v.forward(cx, &n)?);
         let args = AttentionArgs { heads: config.num_attention_heads, causal: true };
         let a = attention(cx.tape, &q, &k, &v, &args)?;
         let h = self.out.forward_with(cx, &a, Act::None, Some(h))?;
-        let n = self.norm2.forward(cx, &h)?;
+        let n = self.norm2.forward(cx, &h, h.dtype())?;
         let act = match config.hidden_act {
             config::Act::QuickGelu => Act::QuickGelu,
             config::Act::Gelu => Act::Gelu,
@@ -140,7 +140,7 @@ impl Clip {
                 cx.tap(&format!("hidden.{}", i + 1), &h);
             }
         }
-        self.final_norm.forward(cx, &h)
+        self.final_norm.forward(cx, &h, h.dtype())
     }
 
     /// One state for each text, [B, C]: that of its end token, of what [`forward`](Self::forward) gave for `ids`.

@@ -71,7 +71,7 @@ impl Pipeline {
         let ddim = Ddim::new(&self.schedule, &self.scheduler, sampling.steps)?;
         let guided = sampling.guidance != 1.0;
         let context = batch(prompts, guided)?;
-        let (gpu, dtype) = (context.gpu(), context.dtype());
+        let gpu = context.gpu();
         let count: usize = shape.iter().product();
         if noise.len() != count {
             return Err(Error::Input(format!(
@@ -85,7 +85,7 @@ impl Pipeline {
         let doubled = [copies * shape[0], shape[1], shape[2], shape[3]];
         let mut latents = noise.to_vec();
         for (i, &t) in ddim.timesteps().iter().enumerate() {
-            let sample = Tensor::from_f32(gpu, &latents.repeat(copies), &doubled, dtype)?;
+            let sample = Tensor::from_f32(gpu, &latents.repeat(copies), &doubled, DType::F32)?;
             let output = self.unet.forward(&cx, &sample, &vec![t as f32; doubled[0]], &context)?.to_f32()?;
             let output = match guided {
                 true => guide(&output[..count], &output[count..], sampling.guidance),

@@ -1,6 +1,6 @@
 //! The layers that have weights. They are frozen; a [`Linear`] may carry LoRAs.
 
-use strata_engine::Tensor;
+use strata_engine::{DType, Tensor};
 use strata_kernels::{Act, ConvArgs, GroupNormArgs, LinearArgs, Lora, Padding};
 
 use crate::build::Builder;
@@ -89,10 +89,18 @@ impl Linear {
     /// # Errors
     /// Shapes do not fit, or an attached LoRA has no gate.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        self.forward_with(cx, x, Act::None, None)
+        self.run(cx, x, Act::None, None, None)
     }
 
-    /// act(y) + residual in the same kernel.
+    /// As [`forward`](Self::forward), with y in a type of its own.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_as(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
+        self.run(cx, x, Act::None, None, Some(out))
+    }
+
+    /// act(y) + residual in the same kernel, and in the residual's type.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -103,12 +111,23 @@ impl Linear {
         act: Act,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
+        self.run(cx, x, act, residual, None)
+    }
+
+    fn run(
+        &self,
+        cx: &Cx<'_>,
+        x: &Tensor,
+        act: Act,
+        residual: Option<&Tensor>,
+        out: Option<DType>,
+    ) -> Result<Tensor> {
         let lora = |s| -> Result<Lora<'_>> {
             let LoraSlot { feature, down, up, scale }: &LoraSlot = s;
             Ok(Lora { down, up, scale: *scale, gate: cx.gate(*feature)? })
         };
         let loras = self.lora.iter().map(lora).collect::<Result<Vec<_>>>()?;
-        let args = LinearArgs { bias: self.b.as_ref(), residual, act, loras: &loras };
+        let args = LinearArgs { bias: self.b.as_ref(), residual, act, out, loras: &loras };
         Ok(strata_kernels::linear(cx.tape, x, &self.w, &args)?)
     }
 }
@@ -146,20 +165,28 @@ impl<W> Conv2d<W> {
 }
 
 impl Conv2d {
-    /// x [B, H, W, inputs] to [B, H, W, outputs], plus a residual of that shape.
+    /// x [B, H, W, inputs] to [B, H, W, outputs] of type `out`.
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        self.run(cx, x, 1, Padding::Same, residual)
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
+        self.run(cx, x, 1, Padding::Same, None, out)
     }
 
-    /// Stride 2: x [B, H, W, inputs] to half the height and width.
+    /// Plus a residual of the output's shape, and in its type.
+    ///
+    /// # Errors
+    /// Shapes do not fit.
+    pub fn forward_onto(&self, cx: &Cx<'_>, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(cx, x, 1, Padding::Same, Some(residual), residual.dtype())
+    }
+
+    /// Stride 2: x [B, H, W, inputs] to half the height and width, in x's type.
     ///
     /// # Errors
     /// Shapes do not fit.
     pub fn halve(&self, cx: &Cx<'_>, x: &Tensor, padding: Padding) -> Result<Tensor> {
-        self.run(cx, x, 2, padding, None)
+        self.run(cx, x, 2, padding, None, x.dtype())
     }
 
     fn run(
@@ -169,8 +196,9 @@ impl Conv2d {
         stride: usize,
         padding: Padding,
         residual: Option<&Tensor>,
+        out: DType,
     ) -> Result<Tensor> {
-        let args = ConvArgs { stride, padding, bias: Some(&self.b), residual };
+        let args = ConvArgs { stride, padding, bias: Some(&self.b), residual, out: Some(out) };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
     }
 }
@@ -205,26 +233,26 @@ impl<W> GroupNorm<W> {
 }
 
 impl GroupNorm {
-    /// The norm of x [B, .., C].
+    /// The norm of x [B, .., C], in type `out`.
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        self.run(cx, x, false, None)
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
+        self.run(cx, x, false, None, out)
     }
 
-    /// silu(norm(x + add)), with `add` [B, C] the same for all places of a sample. An observer is shown the value
+    /// silu(norm(x + add)) in type `out`, with `add` [B, C] the same for all places of a sample. An observer is shown the value
     /// before the SiLU, as it is diffusers' norm layer that carries this path.
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward_silu(&self, cx: &Cx<'_>, x: &Tensor, add: Option<&Tensor>) -> Result<Tensor> {
-        cx.tap_with(&self.path, |cx| self.run(cx, x, false, add))?;
-        self.run(cx, x, true, add)
+    pub fn forward_silu(&self, cx: &Cx<'_>, x: &Tensor, add: Option<&Tensor>, out: DType) -> Result<Tensor> {
+        cx.tap_with(&self.path, |cx| self.run(cx, x, false, add, out))?;
+        self.run(cx, x, true, add, out)
     }
 
-    fn run(&self, cx: &Cx<'_>, x: &Tensor, silu: bool, add: Option<&Tensor>) -> Result<Tensor> {
-        let args = GroupNormArgs { groups: self.groups, eps: self.eps, silu, add };
+    fn run(&self, cx: &Cx<'_>, x: &Tensor, silu: bool, add: Option<&Tensor>, out: DType) -> Result<Tensor> {
+        let args = GroupNormArgs { groups: self.groups, eps: self.eps, silu, add, out: Some(out) };
         Ok(strata_kernels::group_norm(cx.tape, x, &self.gamma, &self.beta, &args)?)
     }
 }
@@ -251,12 +279,12 @@ impl<W> LayerNorm<W> {
 }
 
 impl LayerNorm {
-    /// The norm of x [.., C].
+    /// The norm of x [.., C], in type `out`.
     ///
     /// # Errors
     /// Shapes do not fit.
-    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        let y = strata_kernels::layer_norm(cx.tape, x, &self.gamma, &self.beta, self.eps)?;
+    pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
+        let y = strata_kernels::layer_norm(cx.tape, x, &self.gamma, &self.beta, self.eps, out)?;
         cx.tap(&self.path, &y);
         Ok(y)
     }

@@ -61,11 +61,12 @@ impl<W> Resnet<W> {
 }
 
 impl Resnet<Tensor> {
-    /// x [B, H, W, inputs], `silu_temb` [B, temb] to [B, H, W, outputs].
+    /// x [B, H, W, inputs], `silu_temb` [B, temb] to [B, H, W, outputs] in x's type; what lies between has the weights'.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, silu_temb: Option<&Tensor>) -> Result<Tensor> {
         // one name, so that each tensor is freed as soon as the next is there
-        let mut h = self.norm1.forward_silu(cx, x, None)?;
-        h = self.conv1.forward(cx, &h, None)?;
+        let inner = self.conv1.w.dtype();
+        let mut h = self.norm1.forward_silu(cx, x, None, inner)?;
+        h = self.conv1.forward(cx, &h, inner)?;
         cx.tap(&self.conv1.path, &h);
         let time = match (&self.time_emb_proj, silu_temb) {
             (Some(layer), Some(silu_temb)) => {
@@ -75,12 +76,12 @@ impl Resnet<Tensor> {
             }
             _ => None,
         };
-        h = self.norm2.forward_silu(cx, &h, time.as_ref())?;
+        h = self.norm2.forward_silu(cx, &h, time.as_ref(), inner)?;
         let shortcut = match &self.conv_shortcut {
-            Some(layer) => layer.forward(cx, x)?,
+            Some(layer) => layer.forward_as(cx, x, x.dtype())?,
             None => x.clone(),
         };
-        let y = self.conv2.forward(cx, &h, Some(&shortcut))?;
+        let y = self.conv2.forward_onto(cx, &h, &shortcut)?;
         cx.tap(&self.path, &y);
         Ok(y)
     }

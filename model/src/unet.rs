@@ -177,7 +177,8 @@ impl Unet {
     }
 
     /// What the model says about noisy latents: sample [B, H, W, in_channels], one timestep for each of them, and text
-    /// states [B, T, cross_attention_dim] give [B, H, W, out_channels]. Any H and W will do.
+    /// states [B, T, cross_attention_dim] give f32 [B, H, W, out_channels]. Any H and W will do; the sample may be f32
+    /// whatever the weights are.
     ///
     /// # Errors
     /// Shapes do not fit, there are more LoRA sets attached than gates given, or the GPU fails.
@@ -190,7 +191,7 @@ impl Unet {
     ) -> Result<Tensor> {
         self.check(sample, timesteps, context)?;
         let UnetConfig { block_out_channels, flip_sin_to_cos, freq_shift, .. } = &self.config;
-        let (gpu, dtype, shift) = (sample.gpu(), sample.dtype(), *freq_shift as f32);
+        let (gpu, dtype, shift) = (sample.gpu(), self.conv_in.w.dtype(), *freq_shift as f32);
         let time = timestep_embedding(gpu, timesteps, block_out_channels[0], *flip_sin_to_cos, shift, dtype)?;
         cx.tap("time_proj", &time);
         let temb = self.linear_1.forward_with(cx, &time, Act::Silu, None)?;
@@ -198,7 +199,9 @@ impl Unet {
         cx.tap("time_embedding", &temb);
         let given = Conditions { silu_temb: &activation(cx.tape, &temb, Act::Silu)?, context };
 
-        let mut x = self.conv_in.forward(cx, sample, None)?;
+        // What flows from block to block is f32 whatever the weights are: about 70 sums run through it, and in f16
+        // each would round its largest values.
+        let mut x = self.conv_in.forward(cx, sample, DType::F32)?;
         cx.tap("conv_in", &x);
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
@@ -208,8 +211,8 @@ impl Unet {
         for block in &self.up_blocks {
             x = block.forward(cx, &x, given, &mut skips)?;
         }
-        let x = self.conv_norm_out.forward_silu(cx, &x, None)?;
-        self.conv_out.forward(cx, &x, None)
+        let x = self.conv_norm_out.forward_silu(cx, &x, None, dtype)?;
+        self.conv_out.forward(cx, &x, DType::F32)
     }
 
     fn check(&self, sample: &Tensor, timesteps: &[f32], context: &Tensor) -> Result<()> {

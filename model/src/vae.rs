@@ -124,7 +124,8 @@ impl<W> Coder<W> {
 
 impl Coder<Tensor> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(cx, x, None)?;
+        let dtype = x.dtype();
+        let mut x = self.conv_in.forward(cx, x, dtype)?;
         cx.tap(&self.conv_in.path, &x);
         let mid = |x: &Tensor| -> Result<Tensor> {
             let x = self.mid.forward(cx, x)?;
@@ -140,8 +141,8 @@ impl Coder<Tensor> {
         if self.path == "encoder" {
             x = mid(&x)?;
         }
-        let x = self.conv_norm_out.forward_silu(cx, &x, None)?;
-        let x = self.conv_out.forward(cx, &x, None)?;
+        let x = self.conv_norm_out.forward_silu(cx, &x, None, dtype)?;
+        let x = self.conv_out.forward(cx, &x, dtype)?;
         cx.tap(&self.conv_out.path, &x);
         Ok(x)
     }
@@ -197,7 +198,7 @@ impl Block<Tensor> {
             x = match up {
                 true => {
                     let (height, width) = (x.shape()[1], x.shape()[2]);
-                    conv.forward(cx, &upsample_nearest(cx.tape, &x, 2 * height, 2 * width)?, None)?
+                    conv.forward(cx, &upsample_nearest(cx.tape, &x, 2 * height, 2 * width)?, x.dtype())?
                 }
                 false => conv.halve(cx, &x, Padding::BottomRight)?,
             };
@@ -254,7 +255,7 @@ impl<W> Attention<W> {
 
 impl Attention<Tensor> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        let n = self.group_norm.forward(cx, x)?;
+        let n = self.group_norm.forward(cx, x, x.dtype())?;
         let tokens = n.reshape(&[x.shape()[0], x.shape()[1] * x.shape()[2], x.last()])?;
         let (q, k, v) = (
             self.to_q.forward(cx, &tokens)?,

@@ -85,7 +85,7 @@ impl Run<'_> {
     fn frozen(&self, inputs: &[Tensor]) -> Result<(), String> {
         let tape = tape();
         let before = self.gpu.stats().live_bytes;
-        let out = (self.row.run)(&tape, inputs).map_err(text)?;
+        let out = (self.row.run)(&tape, inputs, self.expected.dtype).map_err(text)?;
         let kept = self.gpu.stats().live_bytes - before;
         if !tape.is_empty() {
             return Err(format!("{} closures recorded although every input is frozen", tape.len()));
@@ -99,7 +99,7 @@ impl Run<'_> {
                 "with every input frozen, {kept} bytes are alive after the call, but its output takes {own}"
             ));
         }
-        let same = (self.row.run)(&tape, inputs).map_err(text)?;
+        let same = (self.row.run)(&tape, inputs, self.expected.dtype).map_err(text)?;
         if out.to_bytes().map_err(text)? != same.to_bytes().map_err(text)? {
             return Err("a second run gives other bits in the output".into());
         }
@@ -139,7 +139,7 @@ impl Run<'_> {
                 None => tape.track(input),
             }
         }
-        let out = (self.row.run)(&tape, inputs).map_err(text)?;
+        let out = (self.row.run)(&tape, inputs, self.expected.dtype).map_err(text)?;
         let upstream =
             Tensor::from_f32(self.gpu, &self.expected.upstream, out.shape(), out.dtype()).map_err(text)?;
         let grads = tape.backward(&out, upstream).map_err(text)?;
@@ -292,7 +292,7 @@ impl Run<'_> {
             let mut inputs = inputs.to_vec();
             inputs[i] =
                 Tensor::from_f32(self.gpu, &poisoned, &input.shape, inputs[i].dtype()).map_err(text)?;
-            let out = values(&(self.row.run)(&Tape::off(), &inputs).map_err(text)?)?;
+            let out = values(&(self.row.run)(&Tape::off(), &inputs, self.expected.dtype).map_err(text)?)?;
             if let Some(k) = (0..out.len()).find(|k| wanted[*k] && !out[*k].is_nan()) {
                 return Err(format!(
                     "NaN at index {at} of {} does not reach the output at index {k}, which is {}",

@@ -5,7 +5,7 @@ use strata_engine::{DType, Result, Tape, Tensor};
 
 use crate::Random;
 
-type Run = Box<dyn Fn(&Tape, &[Tensor]) -> Result<Tensor> + Send + Sync>;
+type Run = Box<dyn Fn(&Tape, &[Tensor], DType) -> Result<Tensor> + Send + Sync>;
 type Reference = Box<dyn Fn(&[Vec<f64>]) -> Vec<f64> + Send + Sync>;
 
 /// What an input is to the op.
@@ -71,7 +71,7 @@ impl Row {
     pub fn new(name: impl Into<String>, out: &[usize], k: usize) -> Row {
         let name = name.into();
         let random = Random::new(&name);
-        let run: Run = Box::new(|_, t| Ok(t[0].clone()));
+        let run: Run = Box::new(|_, t, _| Ok(t[0].clone()));
         let reference: Reference = Box::new(|v| v[0].clone());
         Row { name, inputs: Vec::new(), out: out.to_vec(), out_f32: false, k, run, reference, random }
     }
@@ -94,9 +94,19 @@ impl Row {
 
     /// Adds a frozen tensor that is f32 whatever the row's dtype (bias, gamma, gates).
     pub fn frozen_f32(self, name: &'static str, shape: &[usize]) -> Row {
-        let mut row = self.push(name, shape, Role::Frozen);
-        row.last().always_f32 = true;
-        row
+        self.push(name, shape, Role::Frozen).wide()
+    }
+
+    /// The input added last is f32 whatever the row's dtype.
+    pub fn wide(mut self) -> Row {
+        self.last().always_f32 = true;
+        self
+    }
+
+    /// What was tracked so far and the output are f32 whatever the row's dtype; weights and parameters have it.
+    pub fn stream(mut self) -> Row {
+        self.inputs.iter_mut().filter(|i| i.role == Role::Tracked).for_each(|i| i.always_f32 = true);
+        self.out_f32()
     }
 
     /// Adds a parameter of standard normal numbers.
@@ -126,7 +136,15 @@ impl Row {
     }
 
     /// How to run the op; tensors come in the order the inputs were added.
-    pub fn run(mut self, run: impl Fn(&Tape, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Row {
+    pub fn run(self, run: impl Fn(&Tape, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Row {
+        self.run_as(move |tape, inputs, _| run(tape, inputs))
+    }
+
+    /// As [`Row::run`], for ops that must be told the row's dtype.
+    pub fn run_as(
+        mut self,
+        run: impl Fn(&Tape, &[Tensor], DType) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Row {
         self.run = Box::new(run);
         self
     }

@@ -92,7 +92,10 @@ fn views_share_memory_and_have_an_identity_of_their_own() {
     assert_eq!(all.reshape(&[10, 20]).unwrap().id(), all.id());
     let (other, two) = (vector(&gpu, &values), vector(&gpu, &[2.0; 5]));
     launch(&part, &two, &other.view(128, &[2, 5]).unwrap(), Knobs::default()).unwrap();
+    let refused = message(launch(&part, &two, &all.view(128, &[2, 5]).unwrap(), Knobs::default()));
+    assert!(refused.contains("on the same memory"), "{refused}");
     part.fill_zero();
+    assert!(part.guards_intact().unwrap());
     let (all, other) = (all.to_f32().unwrap(), other.to_f32().unwrap());
     assert_eq!(all[63..75], [63.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 74.0]);
     let doubled: Vec<f32> = values[64..74].iter().map(|v| 2.0 * v).collect();

@@ -253,8 +253,8 @@ impl<'a> Learner<'a> {
     pub fn backward(&self, batch: &Batch) -> Result<Tensor> {
         let upload =
             |values: &[f32], shape: &[usize], dtype| Tensor::from_f32(self.gpu, values, shape, dtype);
-        let noisy = upload(&batch.noisy, &batch.latent_shape, self.dtype)?;
-        let target = upload(&batch.target, &batch.latent_shape, self.dtype)?;
+        let noisy = upload(&batch.noisy, &batch.latent_shape, DType::F32)?;
+        let target = upload(&batch.target, &batch.latent_shape, DType::F32)?;
         let context = upload(&batch.context, &batch.context_shape, self.dtype)?;
         let weights = upload(&batch.weights, &[batch.weights.len()], DType::F32)?;
 

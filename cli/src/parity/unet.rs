@@ -122,7 +122,9 @@ pub(crate) fn backward(c: &mut Checker) -> Result<()> {
     let unet = Unet::open(c.gpu, &c.folder.join("unet"), c.dtype)?;
     let first = |name: &str| c.goldens.get(name)?.part(0);
     let (noisy, context) = (c.upload(&first("train.noisy")?)?, c.upload(&first("train.context")?)?);
-    let (target, timesteps) = (c.upload(&first("train.target")?)?, first("train.timesteps")?.values);
+    let (target, timesteps) = (first("train.target")?, first("train.timesteps")?.values);
+    let (target, shape) = target.nhwc()?;
+    let target = Tensor::from_f32(c.gpu, &target, &shape, DType::F32)?;
     let scale = if c.dtype == DType::F16 { LOSS_SCALE } else { 1.0 };
     let ones = Tensor::from_f32(c.gpu, &vec![1.0; timesteps.len()], &[timesteps.len()], DType::F32)?;
 

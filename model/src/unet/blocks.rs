@@ -209,7 +209,7 @@ impl UpBlock<Tensor> {
         }
         if let (Some(conv), Some(next)) = (&self.upsampler, skips.last()) {
             let large = upsample_nearest(cx.tape, &x, next.shape()[1], next.shape()[2])?;
-            x = conv.forward(cx, &large, None)?;
+            x = conv.forward(cx, &large, x.dtype())?;
             cx.tap_at(&self.path, "upsamplers.0", &x);
         }
         cx.tap(&self.path, &x);

@@ -95,9 +95,9 @@ impl<W> Transformer<W> {
 impl Transformer<Tensor> {
     /// x [B, H, W, C], context [B, T, Cc] to [B, H, W, C].
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let mut h = self.norm.forward(cx, x)?;
+        let mut h = self.norm.forward(cx, x, self.proj_in.w.dtype())?;
         cx.tap(&self.norm.path, &h);
-        h = self.proj_in.forward(cx, &h)?;
+        h = self.proj_in.forward_as(cx, &h, x.dtype())?;
         cx.tap(&self.proj_in.path, &h);
         let tokens = x.rows() / x.shape()[0];
         h = h.reshape(&[x.shape()[0], tokens, x.last()])?;
@@ -133,11 +133,12 @@ impl<W> Block<W> {
 
 impl Block<Tensor> {
     fn forward(&self, cx: &Cx<'_>, h: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let mut n = self.norm1.forward(cx, h)?;
+        let inner = self.attn1.to_q.w.dtype();
+        let mut n = self.norm1.forward(cx, h, inner)?;
         let mut h = self.attn1.forward(cx, &n, &n, h)?;
-        n = self.norm2.forward(cx, &h)?;
+        n = self.norm2.forward(cx, &h, inner)?;
         h = self.attn2.forward(cx, &n, context, &h)?;
-        n = self.norm3.forward(cx, &h)?;
+        n = self.norm3.forward(cx, &h, inner)?;
         h = self.ff.forward(cx, &n, &h)?;
         cx.tap(&self.path, &h);
         Ok(h)

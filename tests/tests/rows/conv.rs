@@ -1,5 +1,6 @@
 //! Frozen convolutions.
 
+use strata_engine::DType;
 use strata_kernels::{ConvArgs, ConvShape, Padding, conv2d, reference};
 use strata_tests::Row;
 
@@ -15,20 +16,23 @@ struct Case {
     padding: Padding,
     bias: bool,
     residual: bool,
+    /// What flows in and out is f32, beside weights in f16, in rows of f16.
+    stream: bool,
 }
 
 fn same(x: [usize; 4], out: usize, stride: usize) -> Case {
-    Case { x, out, kernel: 3, stride, padding: Padding::Same, bias: false, residual: false }
+    Case { x, out, kernel: 3, stride, padding: Padding::Same, bias: false, residual: false, stream: false }
 }
 
 fn row(case: Case) -> Row {
-    let Case { x, out, kernel, stride, padding, bias, residual } = case;
+    let Case { x, out, kernel, stride, padding, bias, residual, stream } = case;
     let w = [out, kernel, kernel, x[3]];
     let shape = ConvShape::new(&x, &w, stride, padding).expect("the table holds shapes that fit");
     let y = [x[0], shape.output[0], shape.output[1], out];
     let k = kernel * kernel * x[3].max(out);
-    let name =
-        format!("conv2d {x:?} * {w:?}, stride {stride}, {padding:?}, bias {bias}, residual {residual}");
+    let name = format!(
+        "conv2d {x:?} * {w:?}, stride {stride}, {padding:?}, bias {bias}, residual {residual}, stream {stream}"
+    );
     let mut row = Row::new(name, &y, k).input("x", &x);
     row = row.frozen("w", &w).scale(1.0 / ((kernel * kernel * x[3]) as f64).sqrt());
     if bias {
@@ -37,10 +41,14 @@ fn row(case: Case) -> Row {
     if residual {
         row = row.input("residual", &y);
     }
+    if stream {
+        row = row.stream();
+    }
     row.run(move |tape, t| {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
-        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual })
+        let out = stream.then_some(DType::F32);
+        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual, out })
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);
@@ -59,6 +67,8 @@ fn conv_3x3() {
         row(same([1, 9, 10, 30], 4, 1)),
         row(Case { bias: true, residual: true, ..same([3, 8, 8, 4], 8, 1) }),
         row(Case { bias: true, ..same([1, 7, 5, 20], 10, 1) }),
+        row(Case { bias: true, residual: true, stream: true, ..same([2, 5, 4, 8], 12, 1) }),
+        row(Case { bias: true, stream: true, ..same([1, 5, 3, 5], 7, 2) }),
     ]);
 }
 

@@ -24,6 +24,22 @@ fn token_embeddings() {
     hold([row(1, 1, 1), row(2, 7, 5), row(3, 77, 12)]);
 }
 
+/// A vocabulary larger than llvmpipe's 128 MiB for a binding, as Stable Diffusion's is in f32.
+#[test]
+fn a_vocabulary_in_parts() {
+    let gpu = gpu(Setup::Lane);
+    let (vocab, c) = (49_408, 768);
+    let value = |i: usize| (i / c) as f32 + (i % c) as f32 / 1024.0;
+    let values: Vec<f32> = (0..vocab * c).map(value).collect();
+    let table = Tensor::from_f32(&gpu, &values, &[vocab, c], DType::F32).unwrap();
+    let positions = Tensor::zeros(&gpu, &[5, c], DType::F32).unwrap();
+    let ids = [49_407, 0, 43_519, 43_520, 25_000];
+    let ids_there = Tensor::from_u32(&gpu, &ids, &[1, 5]).unwrap();
+    let got = embedding(&ids_there, &table, &positions).unwrap().to_f32().unwrap();
+    let want: Vec<f32> = ids.iter().flat_map(|id| &values[*id as usize * c..][..c]).copied().collect();
+    assert!(got == want);
+}
+
 /// As diffusers' `get_timestep_embedding` takes it: frequencies and angles rounded to f32 at each step, which at
 /// t = 999 moves the angle by up to 3e-5.
 #[test]

@@ -1,5 +1,6 @@
 //! Frozen linear layers, without LoRA.
 
+use strata_engine::DType;
 use strata_kernels::{Act, LinearArgs, linear, reference};
 use strata_tests::Row;
 
@@ -10,16 +11,19 @@ struct Case {
     bias: bool,
     residual: bool,
     act: Act,
+    /// What flows in and out is f32, beside weights in f16, in rows of f16.
+    stream: bool,
 }
 
-const PLAIN: Case = Case { bias: false, residual: false, act: Act::None };
+const PLAIN: Case = Case { bias: false, residual: false, act: Act::None, stream: false };
 
 /// x `[lead…, k]` to `[lead…, n]`.
 fn row(lead: &[usize], k: usize, n: usize, case: Case) -> Row {
     let with = |last: usize| [lead, &[last]].concat();
     let m: usize = lead.iter().product();
-    let Case { bias, residual, act } = case;
-    let name = format!("linear {:?} → {n}, bias {bias}, residual {residual}, {act:?}", with(k));
+    let Case { bias, residual, act, stream } = case;
+    let name =
+        format!("linear {:?} → {n}, bias {bias}, residual {residual}, {act:?}, stream {stream}", with(k));
     let mut row = Row::new(name, &with(n), k.max(n));
     row = row.input("x", &with(k)).frozen("w", &[n, k]).scale(1.0 / (k as f64).sqrt());
     if bias {
@@ -28,10 +32,14 @@ fn row(lead: &[usize], k: usize, n: usize, case: Case) -> Row {
     if residual {
         row = row.input("residual", &with(n));
     }
+    if stream {
+        row = row.stream();
+    }
     row.run(move |tape, t| {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
-        linear(tape, &t[0], &t[1], &LinearArgs { bias, residual, act, ..LinearArgs::default() })
+        let out = stream.then_some(DType::F32);
+        linear(tape, &t[0], &t[1], &LinearArgs { bias, residual, act, out, ..LinearArgs::default() })
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);
@@ -56,7 +64,7 @@ fn linear_plain() {
 
 #[test]
 fn linear_epilogues() {
-    let case = |bias, residual, act| Case { bias, residual, act };
+    let case = |bias, residual, act| Case { bias, residual, act, stream: false };
     hold([
         row(&[130], 33, 65, case(true, true, Act::None)),
         row(&[7], 20, 40, case(true, false, Act::None)),
@@ -65,6 +73,8 @@ fn linear_epilogues() {
         row(&[5], 130, 13, case(true, false, Act::Silu)),
         row(&[2, 7], 16, 10, case(true, true, Act::QuickGelu)),
         row(&[3], 1, 1, case(true, true, Act::Silu)),
+        row(&[2, 7], 16, 12, Case { stream: true, ..case(true, true, Act::None) }),
+        row(&[5], 9, 13, Case { stream: true, ..case(true, false, Act::Gelu) }),
     ]);
 }
 

@@ -24,9 +24,11 @@ struct Branch {
 struct Epilogue {
     residual: bool,
     act: Act,
+    /// What flows in and out is f32, beside weights and factors in f16, in rows of f16.
+    stream: bool,
 }
 
-const PLAIN: Epilogue = Epilogue { residual: false, act: Act::None };
+const PLAIN: Epilogue = Epilogue { residual: false, act: Act::None, stream: false };
 
 fn row(
     name: &str,
@@ -38,9 +40,12 @@ fn row(
 ) -> Row {
     let with = |last: usize| [lead, &[last]].concat();
     let m: usize = lead.iter().product();
-    let Epilogue { residual, act } = epilogue;
+    let Epilogue { residual, act, stream } = epilogue;
     let ranks: Vec<usize> = branches.iter().map(|b| b.rank).collect();
-    let name = format!("linear {:?} → {n}, LoRA {ranks:?}, residual {residual}, {act:?}, {name}", with(k));
+    let name = format!(
+        "linear {:?} → {n}, LoRA {ranks:?}, residual {residual}, {act:?}, stream {stream}, {name}",
+        with(k)
+    );
     let longest = m.max(n).max(k) + ranks.iter().sum::<usize>();
     let mut row = Row::new(name, &with(n), longest).input("x", &with(k));
     row = row.frozen("w", &[n, k]).scale(1.0 / (k as f64).sqrt()).frozen_f32("bias", &[n]);
@@ -58,6 +63,9 @@ fn row(
             row = row.frozen_f32("gate", &[*count]).map(|i, v| if i == 1 { 0.0 } else { v });
         }
     }
+    if stream {
+        row = row.stream();
+    }
     row.run(move |tape, t| {
         let mut rest = t[3..].iter();
         let residual = if residual { rest.next() } else { None };
@@ -70,7 +78,18 @@ fn row(
             };
             loras.push(Lora { down, up, scale: *scale, gate });
         }
-        linear(tape, &t[0], &t[1], &LinearArgs { bias: Some(&t[2]), residual, act, loras: &loras })
+        linear(
+            tape,
+            &t[0],
+            &t[1],
+            &LinearArgs {
+                bias: Some(&t[2]),
+                residual,
+                act,
+                out: stream.then_some(DType::F32),
+                loras: &loras,
+            },
+        )
     })
     .reference(move |v| {
         let mut rest = v[3..].iter().map(Vec::as_slice);
@@ -152,7 +171,7 @@ fn several_loras_and_epilogues() {
         Branch { rank: 2, scale: -1.0, gate: Scalar(0.6) },
         Branch { rank: 4, scale: 1.0, gate: Scalar(1.0) },
     ];
-    let case = |residual, act| Epilogue { residual, act };
+    let case = |residual, act| Epilogue { residual, act, stream: false };
     hold([
         row("two", &[2, 7], 12, 20, PLAIN, &TWO),
         row("two", &[2, 7], 12, 20, case(true, Act::None), &TWO),
@@ -160,6 +179,8 @@ fn several_loras_and_epilogues() {
         row("four, one off", &[2, 7], 20, 12, case(true, Act::None), &FOUR),
         row("one", &[2, 7], 16, 8, case(true, Act::Silu), &TWO[..1]),
         row("one", &[130], 12, 13, case(true, Act::None), &TWO[..1]),
+        row("two", &[2, 7], 12, 16, Epilogue { stream: true, ..case(true, Act::None) }, &TWO),
+        row("one", &[2, 5], 7, 9, Epilogue { stream: true, ..PLAIN }, &TWO[..1]),
     ]);
 }
 

@@ -37,7 +37,7 @@ impl Block {
 
     fn forward(&self, tape: &Tape, x: &Tensor) -> Result<Tensor> {
         let lora = Lora { down: &self.down, up: &self.up, scale: 1.0, gate: Gate::Scalar(1.0) };
-        let h = layer_norm(tape, x, &self.gamma, &self.beta, 1e-5)?;
+        let h = layer_norm(tape, x, &self.gamma, &self.beta, 1e-5, x.dtype())?;
         let h = linear(tape, &h, &self.first, &LinearArgs { loras: &[lora], ..LinearArgs::default() })?;
         let h = geglu(tape, &h)?;
         linear(tape, &h, &self.second, &LinearArgs { residual: Some(x), ..LinearArgs::default() })
