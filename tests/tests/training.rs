@@ -7,8 +7,8 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
-use strata_kernels::{Gate, mse};
-use strata_model::{Cx, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
+use strata_kernels::mse;
+use strata_model::{Cx, Gates, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
 use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
 
@@ -151,7 +151,8 @@ fn what_is_learned_holds_for_noise_never_seen() {
             let upload =
                 |values: &[f32], shape: &[usize]| Tensor::from_f32(&gpu, values, shape, DType::F32).unwrap();
             let tape = Tape::off();
-            let cx = Cx { tape: &tape, gates: &[Gate::Scalar(1.0)], taps: None };
+            let gates = Gates::scalars(&[1.0]);
+            let cx = Cx { gates: &gates, ..Cx::new(&tape) };
             let (noisy, context) =
                 (upload(&unseen.noisy, &unseen.latent_shape), upload(&unseen.context, &unseen.context_shape));
             let out = unet.forward(&cx, &noisy, &unseen.timesteps, &context).unwrap();
