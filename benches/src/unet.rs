@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_kernels::{AdamW, Gate, adamw, grad_norm, mse};
-use strata_model::{Cx, LoraSet, Rule, Selection, Unet};
+use strata_kernels::{AdamW, adamw, grad_norm, mse};
+use strata_model::{Cx, Gates, LoraSet, Rule, Selection, Unet};
 
 pub fn run(
     gpu: &Gpu,
@@ -51,7 +51,8 @@ pub fn run(
         grads.fill_zero();
         let tape = strata_kernels::tape();
         set.track(&tape, &grads)?;
-        let cx = Cx { gates: &[Gate::Scalar(1.0)], ..Cx::new(&tape) };
+        let gates = Gates::scalars(&[1.0]);
+        let cx = Cx { gates: &gates, ..Cx::new(&tape) };
         let pred = unet.forward(&cx, &sample, &timesteps, &context)?;
         let loss = mse(&tape, &pred, &target, &weights)?;
         let records = tape.len();

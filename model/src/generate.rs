@@ -1,9 +1,8 @@
 //! From text to pictures: DDIM with classifier-free guidance.
 
 use strata_engine::{DType, Tape, Tensor};
-use strata_kernels::Gate;
 
-use crate::{Cx, Ddim, Error, Pipeline, Result};
+use crate::{Cx, Ddim, Error, Gates, Pipeline, Result};
 
 /// Text states of a batch of pictures.
 #[derive(Debug, Clone)]
@@ -64,7 +63,7 @@ impl Pipeline {
         prompts: &Prompts,
         noise: &[f32],
         shape: [usize; 4],
-        gates: &[Gate<'_>],
+        gates: &Gates,
         sampling: &Sampling,
         mut progress: impl FnMut(usize),
     ) -> Result<Tensor> {

@@ -4,7 +4,7 @@ use strata_engine::{DType, Tensor};
 use strata_kernels::{Act, ConvArgs, GroupNormArgs, LinearArgs, Lora, Padding};
 
 use crate::build::Builder;
-use crate::{Cx, Result};
+use crate::{Cx, Result, Rows};
 
 /// y = x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ, on the last axis. A 1×1 convolution is one of these.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Linear<W = Tensor> {
     pub outputs: usize,
     /// Whether files hold this layer as a 1×1 convolution, with four axes.
     pub conv: bool,
+    /// What the rows of x are, in the U-Net.
+    pub rows: Rows,
     /// [outputs, inputs].
     pub w: W,
     /// f32 `[outputs]`.
@@ -48,7 +50,8 @@ impl<W> Linear<W> {
     ) -> Result<Self> {
         let w = b.matrix(format!("{path}.weight"), [outputs, inputs])?;
         let bias = if bias { Some(b.vector(format!("{path}.bias"), outputs)?) } else { None };
-        Ok(Self { path, inputs, outputs, conv: false, w, b: bias, lora: Vec::new() })
+        let rows = Rows::of(&path);
+        Ok(Self { path, inputs, outputs, conv: false, rows, w, b: bias, lora: Vec::new() })
     }
 
     /// A 1×1 convolution.
@@ -60,7 +63,8 @@ impl<W> Linear<W> {
     ) -> Result<Self> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 1)?;
         let bias = Some(b.vector(format!("{path}.bias"), outputs)?);
-        Ok(Self { path, inputs, outputs, conv: true, w, b: bias, lora: Vec::new() })
+        let rows = Rows::of(&path);
+        Ok(Self { path, inputs, outputs, conv: true, rows, w, b: bias, lora: Vec::new() })
     }
 
     /// A layer with bias that is a linear layer or a 1×1 convolution under any of several names: `prefix.names[i]`.
@@ -74,7 +78,17 @@ impl<W> Linear<W> {
         let w = b.matrix_any(all("weight"), [channels, channels])?;
         let bias = Some(b.vector_any(all("bias"), channels)?);
         let path = format!("{prefix}.{}", names[0]);
-        Ok(Self { path, inputs: channels, outputs: channels, conv: false, w, b: bias, lora: Vec::new() })
+        let rows = Rows::of(&path);
+        Ok(Self {
+            path,
+            inputs: channels,
+            outputs: channels,
+            conv: false,
+            rows,
+            w,
+            b: bias,
+            lora: Vec::new(),
+        })
     }
 
     pub(crate) fn info(&self) -> LayerInfo {
@@ -122,11 +136,13 @@ impl Linear {
         residual: Option<&Tensor>,
         out: Option<DType>,
     ) -> Result<Tensor> {
-        let lora = |s| -> Result<Lora<'_>> {
-            let LoraSlot { feature, down, up, scale }: &LoraSlot = s;
-            Ok(Lora { down, up, scale: *scale, gate: cx.gate(*feature)? })
-        };
-        let loras = self.lora.iter().map(lora).collect::<Result<Vec<_>>>()?;
+        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x);
+        let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
+        let branches = self.lora.iter().zip(&gates).map(|(slot, gate)| {
+            let LoraSlot { down, up, scale, .. } = slot;
+            Lora { down, up, scale: *scale, gate: gate.gate() }
+        });
+        let loras: Vec<Lora<'_>> = branches.collect();
         let args = LinearArgs { bias: self.b.as_ref(), residual, act, out, loras: &loras };
         Ok(strata_kernels::linear(cx.tape, x, &self.w, &args)?)
     }

@@ -4,9 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use strata_engine::{Tape, Tensor};
-use strata_kernels::Gate;
 
-use crate::{Error, Result};
+use crate::{Gates, Result};
 
 /// Observes named activations: for comparisons with another implementation, and tests.
 pub struct Taps {
@@ -45,7 +44,7 @@ pub struct Cx<'a> {
     /// Where ops push their way back; [`Tape::off`] for inference.
     pub tape: &'a Tape,
     /// What each attached [`LoraSet`](crate::LoraSet) is multiplied by, in the order of attaching.
-    pub gates: &'a [Gate<'a>],
+    pub gates: &'a Gates,
     /// Who looks on, if anyone.
     pub taps: Option<&'a Taps>,
 }
@@ -53,7 +52,7 @@ pub struct Cx<'a> {
 impl<'a> Cx<'a> {
     /// The model as it is: no observer, and no gates, so no LoRA may be attached.
     pub fn new(tape: &'a Tape) -> Self {
-        Self { tape, gates: &[], taps: None }
+        Self { tape, gates: Gates::none(), taps: None }
     }
 
     /// Shows an activation to whoever wants it. `tensor` must be the one that flows on, or its gradient is lost.
@@ -84,20 +83,5 @@ impl<'a> Cx<'a> {
         let aside = Cx { tape: &Tape::off(), gates: self.gates, taps: None };
         taps.seen.borrow_mut().insert(path.to_string(), compute(&aside)?);
         Ok(())
-    }
-
-    /// The gate of the LoRA set that was attached as number `feature`.
-    pub(crate) fn gate(&self, feature: usize) -> Result<Gate<'a>> {
-        let given = self.gates.len();
-        let error = || {
-            Error::Lora(format!(
-                "LoRA set number {feature} is attached, but only {given} gates are given; give one for each set"
-            ))
-        };
-        match self.gates.get(feature) {
-            Some(Gate::Scalar(gate)) => Ok(Gate::Scalar(*gate)),
-            Some(Gate::Rows(gates)) => Ok(Gate::Rows(gates)),
-            None => Err(error()),
-        }
     }
 }

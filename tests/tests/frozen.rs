@@ -1,8 +1,8 @@
 //! What is frozen costs nothing on the way back.
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{ConvArgs, Gate, LinearArgs, conv2d, linear, tape};
-use strata_model::{Cx, LoraSet, Rule, Selection, Taps, Unet};
+use strata_kernels::{ConvArgs, LinearArgs, conv2d, linear, tape};
+use strata_model::{Cx, Gates, LoraSet, Rule, Selection, Taps, Unet};
 use strata_tests::{Random, Setup, gpu};
 
 use crate::support::golden;
@@ -52,8 +52,9 @@ fn pass(gpu: &Gpu, unet: &Unet, lora: Option<(&LoraSet, &Tensor)>) -> Pass {
     if let Some((lora, grads)) = lora {
         lora.track(&tape, grads).unwrap();
     }
-    let gates = [Gate::Scalar(1.0)];
-    let cx = Cx { tape: &tape, gates: &gates[..usize::from(lora.is_some())], taps: Some(&taps) };
+    let on = Gates::scalars(&[1.0]);
+    let gates = if lora.is_some() { &on } else { Gates::none() };
+    let cx = Cx { tape: &tape, gates, taps: Some(&taps) };
     let out = unet.forward(&cx, &sample, &[10.0, 700.0], &context).unwrap();
     let (tracked, frozen) = taps.take().into_iter().partition::<Vec<_>, _>(|(_, t)| tape.tracks(t));
     let names = |list: Vec<(String, Tensor)>| list.into_iter().map(|(path, _)| path).collect();

@@ -1,14 +1,14 @@
 //! Training learns: the tiny U-Net, a LoRA of rank 16 on attention, projections and feed-forward layers.
 //!
-//! PyTorch with the same settings and latents takes the loss of a fixed batch from 1.18 to 0.20 in 100 steps, and, with
-//! fresh noise in each step, that of a batch it never learns from from 1.20 to 0.79.
+//! PyTorch with the same settings drives the loss of one fixed batch from 1.21 to 0.18 in 200 steps, and, with fresh
+//! noise in each step, that of a batch it never learns from from 1.07 to 0.49 in 300.
 
 use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
-use strata_kernels::{Gate, mse};
-use strata_model::{Cx, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
+use strata_kernels::mse;
+use strata_model::{Cx, Gates, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
 use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
 
@@ -16,7 +16,7 @@ use crate::support::{golden, golden_tensors};
 
 const SEED: u64 = 1;
 const BATCH: usize = 8;
-const SIDE: usize = 8;
+const SIDE: usize = 16;
 /// Of a step, for a test of hundreds of them.
 const MOST_SECONDS: f64 = 2.0;
 const ARGS: UpdateArgs = UpdateArgs {
@@ -50,14 +50,14 @@ impl Data {
             (tensors.remove("train.latents").unwrap(), tensors.remove("train.context").unwrap());
         let [.., tokens, channels] = context.0[..] else { panic!("{:?}", context.0) };
         let size = SIDE * SIDE * 4;
-        // corners of the goldens' latents, which are [.., 4, 16, 16]
-        let corner = |i: usize| {
+        // the goldens' latents are [.., 4, SIDE, SIDE]
+        let channels_last = |i: usize| {
             let (sample, y, x, channel) = (i / size, i / 4 / SIDE % SIDE, i / 4 % SIDE, i % 4);
-            latents.1[((sample * 4 + channel) * 16 + y) * 16 + x]
+            latents.1[((sample * 4 + channel) * SIDE + y) * SIDE + x]
         };
         Data {
             schedule: NoiseSchedule::new(&config).unwrap(),
-            latents: (0..BATCH * size).map(corner).collect(),
+            latents: (0..BATCH * size).map(channels_last).collect(),
             context: context.1[..BATCH * tokens * channels].to_vec(),
             context_shape: [BATCH, tokens, channels],
         }
@@ -133,10 +133,10 @@ fn a_fixed_batch_is_learned_by_heart() {
         return;
     }
     let losses: Vec<f32> =
-        with_learner(&gpu, DType::F16, |_, learner| (0..100).map(|_| step(learner, &batch)).collect());
-    println!("fixed batch, f16: {} to {}", losses[0], losses[99]);
+        with_learner(&gpu, DType::F16, |_, learner| (0..200).map(|_| step(learner, &batch)).collect());
+    println!("fixed batch, f16: {} to {}", losses[0], losses[199]);
     assert!((1.0..1.5).contains(&losses[0]), "starts at {}", losses[0]);
-    assert!(losses[99] <= 0.3, "from {} to {} in 100 steps", losses[0], losses[99]);
+    assert!(losses[199] <= 0.25, "from {} to {} in 200 steps", losses[0], losses[199]);
 }
 
 #[test]
@@ -151,7 +151,8 @@ fn what_is_learned_holds_for_noise_never_seen() {
             let upload =
                 |values: &[f32], shape: &[usize]| Tensor::from_f32(&gpu, values, shape, DType::F32).unwrap();
             let tape = Tape::off();
-            let cx = Cx { tape: &tape, gates: &[Gate::Scalar(1.0)], taps: None };
+            let gates = Gates::scalars(&[1.0]);
+            let cx = Cx { gates: &gates, ..Cx::new(&tape) };
             let (noisy, context) =
                 (upload(&unseen.noisy, &unseen.latent_shape), upload(&unseen.context, &unseen.context_shape));
             let out = unet.forward(&cx, &noisy, &unseen.timesteps, &context).unwrap();
@@ -164,13 +165,13 @@ fn what_is_learned_holds_for_noise_never_seen() {
             loss.unwrap().to_f32().unwrap()[0]
         };
         let before = validate();
-        for i in 0..100 {
+        for i in 0..300 {
             step(learner, &data.batch(i));
         }
         let after = validate();
         println!("fresh noise, f32: {before} to {after}");
         assert!((0.9..1.4).contains(&before), "starts at {before}");
-        assert!(after <= 0.75 * before, "from {before} to {after} in 100 steps");
+        assert!(after <= 0.55 * before, "from {before} to {after} in 300 steps");
     });
 }
 

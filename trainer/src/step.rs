@@ -7,8 +7,8 @@
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{AdamW, Gate, adamw, grad_norm, mse, tape};
-use strata_model::{Cx, LoraSet, NoiseSchedule, PredictionType, Unet};
+use strata_kernels::{AdamW, adamw, grad_norm, mse, tape};
+use strata_model::{Cx, Gates, LoraSet, NoiseSchedule, PredictionType, Unet};
 
 use crate::noise::{self, Stream};
 use crate::{Cache, Config, Error, LossScale, Result, StepRecord};
@@ -260,7 +260,8 @@ impl<'a> Learner<'a> {
 
         let tape = tape();
         self.lora.track(&tape, &self.grads)?;
-        let cx = Cx { tape: &tape, gates: &[Gate::Scalar(1.0)], taps: None };
+        let gates = Gates::scalars(&[1.0]);
+        let cx = Cx { gates: &gates, ..Cx::new(&tape) };
         let prediction = self.unet.forward(&cx, &noisy, &batch.timesteps, &context)?;
         let loss = mse(&tape, &prediction, &target, &weights)?;
         let grad_loss = upload(&[self.loss_scale.value()], &[1], DType::F32)?;

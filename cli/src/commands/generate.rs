@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
-use strata_kernels::{Gate, cast};
+use strata_kernels::cast;
 use strata_model::{
-    Clip, ClipTokenizer, Image, LoraFile, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompts, Sampling,
-    SchedulerConfig, Unet, Vae, write_atomic,
+    Clip, ClipTokenizer, Gates, Image, LoraFile, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompts,
+    Sampling, SchedulerConfig, Unet, Vae, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
 
@@ -89,8 +89,9 @@ impl Generate {
             let set = LoraSet::from_file(&gpu, dtype, file, &pipeline.unet)
                 .with_context(|| path.display().to_string())?;
             pipeline.unet.attach(&set).with_context(|| path.display().to_string())?;
-            weights.push(Gate::Scalar(*weight));
+            weights.push(*weight);
         }
+        let gates = Gates::scalars(&weights);
         let shape = self.latent_shape(&pipeline)?;
         let skip = usize::from(self.clip_skip - 1);
         let encode = |text: &str| {
@@ -106,8 +107,7 @@ impl Generate {
             let seed = self.seed.wrapping_add(i.into());
             let mut start = vec![0.0; shape.iter().product()];
             noise::normal(seed, Stream::Picture, 0, 0, &mut start);
-            let latents =
-                pipeline.sample(&prompts, &start, shape, &weights, &sampling, |_| progress.inc(1))?;
+            let latents = pipeline.sample(&prompts, &start, shape, &gates, &sampling, |_| progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
                 write_png(&path, &picture)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use strata_engine::{Tape, Tensor};
-use strata_model::{Clip, ClipTokenizer, Cx, Taps};
+use strata_model::{Clip, ClipTokenizer, Cx, Gates, Taps};
 
 use super::check::Checker;
 
@@ -33,7 +33,7 @@ pub(crate) fn text_encoder(c: &mut Checker) -> Result<()> {
     let tolerance = c.tolerances.forward;
 
     let (tape, taps) = (Tape::off(), Taps::new(|path| path.starts_with("hidden.")));
-    let last = clip.forward(&Cx { tape: &tape, gates: &[], taps: Some(&taps) }, &ids, 0)?;
+    let last = clip.forward(&Cx { tape: &tape, gates: Gates::none(), taps: Some(&taps) }, &ids, 0)?;
     for i in 0..=clip.config().num_hidden_layers {
         let Some(hidden) = taps.get(&format!("hidden.{i}")) else {
             c.problem(format!("clip.hidden.{i}: the text encoder shows no such state"));
@@ -46,7 +46,7 @@ pub(crate) fn text_encoder(c: &mut Checker) -> Result<()> {
     c.tensor("clip.pooled", &pooled, tolerance)?;
     // A1111's "clip skip 2" leaves out one layer, which diffusers counts as 1
     for (name, skip) in [("clip.skip2", 1), ("clip.diffusers_clip_skip_2", 2)] {
-        let cx = Cx { tape: &tape, gates: &[], taps: None };
+        let cx = Cx { tape: &tape, gates: Gates::none(), taps: None };
         c.tensor(name, &clip.forward(&cx, &ids, skip)?, tolerance)?;
     }
     Ok(())

@@ -2,8 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use strata_engine::{Tape, Tensor};
-use strata_kernels::Gate;
-use strata_model::{Clip, Cx, LoraEntry, LoraFile, LoraSet, NoiseSchedule, SchedulerConfig, Unet};
+use strata_model::{Clip, Cx, Gates, LoraEntry, LoraFile, LoraSet, NoiseSchedule, SchedulerConfig, Unet};
 use strata_trainer::{Batch, Learner, UpdateArgs};
 
 use super::check::{Checker, relative_l2};
@@ -55,7 +54,7 @@ fn outputs(c: &mut Checker, unet: &Unet, name: &str) -> Result<()> {
     let (sample, context) = (c.input("unet.sample")?, c.input("unet.context")?);
     let timesteps = c.goldens.get("unet.mixed.timesteps")?.values.clone();
     for (suffix, gate) in [("out", 1.0), ("out_scale0.6", 0.6)] {
-        let (tape, gates) = (Tape::off(), [Gate::Scalar(gate)]);
+        let (tape, gates) = (Tape::off(), Gates::scalars(&[gate]));
         let out =
             unet.forward(&Cx { tape: &tape, gates: &gates, taps: None }, &sample, &timesteps, &context)?;
         c.tensor(&format!("lora.{name}.{suffix}"), &out, c.tolerances.forward)?;

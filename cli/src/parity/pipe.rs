@@ -1,7 +1,7 @@
 //! From text to a picture.
 
 use anyhow::{Result, ensure};
-use strata_model::{Pipeline, Prompts, Sampling};
+use strata_model::{Gates, Pipeline, Prompts, Sampling};
 
 use super::check::Checker;
 
@@ -17,7 +17,7 @@ pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
         // diffusers skips layers for the prompt alone, not for the negative one
         let (wanted, unwanted) = (pipeline.encode(&[wanted], skip)?, pipeline.encode(&[unwanted], 0)?);
         let prompts = Prompts { wanted, unwanted };
-        let latents = pipeline.sample(&prompts, &noise, shape, &[], &sampling, |_| ())?;
+        let latents = pipeline.sample(&prompts, &noise, shape, Gates::none(), &sampling, |_| ())?;
         c.tensor(&format!("{name}.latents"), &latents, c.tolerances.pipeline)?;
         if skip > 0 {
             continue;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use strata_engine::{DType, Tape, Tensor};
 use strata_kernels::{mse, tape};
-use strata_model::{Cx, Taps, Unet};
+use strata_model::{Cx, Gates, Taps, Unet};
 
 use super::check::Checker;
 use super::vae::taken;
@@ -132,7 +132,7 @@ pub(crate) fn backward(c: &mut Checker) -> Result<()> {
     let tape = tape();
     tape.track(&noisy);
     tape.track(&context);
-    let cx = Cx { tape: &tape, gates: &[], taps: Some(&taps) };
+    let cx = Cx { tape: &tape, gates: Gates::none(), taps: Some(&taps) };
     let out = unet.forward(&cx, &noisy, &timesteps, &context)?;
     let loss = mse(&tape, &out, &target, &ones)?;
     ensure!(!tape.is_empty(), "the tape recorded nothing");

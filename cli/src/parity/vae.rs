@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use strata_engine::{Tape, Tensor};
-use strata_model::{Cx, Taps, Vae};
+use strata_model::{Cx, Gates, Taps, Vae};
 use strata_trainer::Posterior;
 
 use super::check::Checker;
@@ -42,7 +42,7 @@ pub(crate) fn autoencoder(c: &mut Checker) -> Result<()> {
 
     let taps = Taps::new(|path| ENCODER.contains(&path));
     let image = c.input("vae.image")?;
-    let (mean, logvar) = vae.encode(&Cx { tape: &tape, gates: &[], taps: Some(&taps) }, &image)?;
+    let (mean, logvar) = vae.encode(&Cx { tape: &tape, gates: Gates::none(), taps: Some(&taps) }, &image)?;
     c.tensor("vae.mean", &mean, tolerance)?;
     c.tensor("vae.logvar", &logvar, tolerance)?;
     taken(c, "vae.act.", &taps, &ENCODER)?;
@@ -56,7 +56,7 @@ pub(crate) fn autoencoder(c: &mut Checker) -> Result<()> {
     let (mut latent, shape) = c.goldens.get("vae.dec_latent")?.nhwc()?;
     latent.iter_mut().for_each(|v| *v /= scaling);
     let latent = Tensor::from_f32(c.gpu, &latent, &shape, c.dtype)?;
-    let picture = vae.decode(&Cx { tape: &tape, gates: &[], taps: Some(&taps) }, &latent)?;
+    let picture = vae.decode(&Cx { tape: &tape, gates: Gates::none(), taps: Some(&taps) }, &latent)?;
     c.tensor("vae.decoded", &picture, tolerance)?;
     taken(c, "vae.act.", &taps, &DECODER)
 }
