@@ -61,7 +61,8 @@ impl Silence {
     /// No layer of `lora` reads the text, it was made for a text encoder of another width, or a layer is left with no
     /// direction; else the GPU's.
     pub fn new(basis: &Basis, lora: &LoraSet, earlier: &[&LoraSet]) -> Result<Self> {
-        let entries: Vec<&LoraEntry> = lora.entries().iter().filter(|entry| reads_text(&entry.path)).collect();
+        let entries: Vec<&LoraEntry> =
+            lora.entries().iter().filter(|entry| reads_text(&entry.path)).collect();
         if entries.is_empty() {
             return Err(Error::Silence(
                 "no layer of this LoRA reads the text, so none can be silenced; select attn2.to_k or attn2.to_v, or leave \

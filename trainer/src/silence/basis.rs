@@ -92,7 +92,8 @@ impl Basis {
     /// is.
     pub(super) fn widened(&self, directions: &[f32]) -> Option<Vec<f32>> {
         let rows = self.rows.chunks_exact(self.channels).chain(directions.chunks_exact(self.channels));
-        let basis = orthonormal(rows.map(|row| DVector::from_iterator(row.len(), row.iter().map(|v| f64::from(*v)))));
+        let basis =
+            orthonormal(rows.map(|row| DVector::from_iterator(row.len(), row.iter().map(|v| f64::from(*v)))));
         (basis.len() < self.channels).then(|| rounded(&basis))
     }
 
@@ -106,9 +107,9 @@ impl Basis {
 /// (I − u uᵀ) m (I − u uᵀ), for a symmetric m and a unit vector u.
 fn without(m: &DMatrix<f64>, u: &DVector<f64>) -> DMatrix<f64> {
     let mu = m * u;
-    let twice = u.dot(&mu);
+    let umu = u.dot(&mu);
     // symmetric to the bit: only one half is computed
-    let element = |i: usize, j: usize| m[(i, j)] - u[i] * mu[j] - mu[i] * u[j] + twice * u[i] * u[j];
+    let element = |i: usize, j: usize| m[(i, j)] - u[i] * mu[j] - mu[i] * u[j] + umu * u[i] * u[j];
     DMatrix::from_fn(m.nrows(), m.ncols(), |i, j| element(i.max(j), i.min(j)))
 }
 
@@ -117,7 +118,9 @@ fn principal(m: &DMatrix<f64>) -> Result<(Vec<f64>, DMatrix<f64>)> {
     // Most matrices need two or three sweeps per eigenvalue.
     let sweeps = 100 * m.nrows();
     let eigen = SymmetricEigen::try_new(m.clone(), f64::EPSILON, sweeps).ok_or_else(|| {
-        Error::Silence("the principal directions of the text states were not found; give other prompts".into())
+        Error::Silence(
+            "the principal directions of the text states were not found; give other prompts".into(),
+        )
     })?;
     let mut order: Vec<usize> = (0..m.nrows()).collect();
     order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
@@ -143,4 +146,54 @@ fn orthonormal(vectors: impl Iterator<Item = DVector<f64>>) -> Vec<DVector<f64>>
 
 fn rounded(basis: &[DVector<f64>]) -> Vec<f32> {
     basis.iter().flat_map(|u| u.iter().map(|v| *v as f32)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten prompts of three states beside BOS, which lie in three of six dimensions.
+    fn flat() -> States {
+        let mut second = DMatrix::zeros(6, 6);
+        for (axis, energy) in [(0, 50.0), (2, 8.0), (4, 2.0)] {
+            second[(axis, axis)] = energy;
+        }
+        let bos = DVector::from_vec(vec![2.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        States { prompts: 10, others: 3, bos, second }
+    }
+
+    #[test]
+    fn only_directions_that_states_have_are_taken() {
+        let basis = Basis::new(&flat(), 4).unwrap();
+        assert_eq!(basis.rank(), 2, "BOS takes one of the three");
+        let axes: Vec<usize> =
+            basis.rows().chunks_exact(6).map(|u| u.iter().position(|v| v.abs() == 1.0).unwrap()).collect();
+        assert_eq!(axes, [0, 2, 4]);
+        assert_eq!(basis.energies()[..3], [50.0 / 60.0, 8.0 / 60.0, 2.0 / 60.0]);
+        assert_eq!(basis.shares(), [(0, 50.0 / 60.0), (4, 1.0)]);
+    }
+
+    #[test]
+    fn a_basis_widens_by_what_is_new() {
+        let basis = Basis::new(&flat(), 1).unwrap();
+        let known = [1.0, 0.0, -3.0, 0.0, 0.0, 0.0];
+        assert_eq!(basis.widened(&known).unwrap(), basis.rows());
+        let nothing = [0.0; 6];
+        let new = [5.0, 4.0, 0.0, 0.0, 0.0, 3.0];
+        let wide = basis.widened(&[known, nothing, new, new].concat()).unwrap();
+        assert_eq!(wide[..12], *basis.rows());
+        assert_eq!(wide[12..], [0.0, 0.8, 0.0, 0.0, 0.0, 0.6]);
+        let all: Vec<f32> = (0..36).map(|i| if i % 7 == 0 { 1.0 } else { 0.0 }).collect();
+        assert!(basis.widened(&all).is_none(), "nothing would be left");
+    }
+
+    #[test]
+    fn a_rank_that_leaves_nothing_is_refused() {
+        let message = Basis::new(&flat(), 5).unwrap_err().to_string();
+        assert!(message.contains("rank = 5") && message.contains("at most 4"), "{message}");
+        let dead = States { second: DMatrix::zeros(6, 6), ..flat() };
+        assert!(Basis::new(&dead, 1).unwrap_err().to_string().contains("damaged"));
+        let damaged = States { bos: DVector::from_element(6, f64::NAN), ..flat() };
+        assert!(Basis::new(&damaged, 1).is_err());
+    }
 }
