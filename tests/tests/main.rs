@@ -9,6 +9,7 @@ mod goldens;
 mod harness_bites;
 mod rows;
 mod shaders;
+mod silence;
 mod support;
 mod toy;
 mod training;

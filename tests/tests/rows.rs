@@ -11,6 +11,7 @@ mod matmul;
 mod norms;
 mod optimizer;
 mod pointwise;
+mod project;
 mod recompute;
 
 use std::collections::HashSet;

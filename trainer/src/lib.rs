@@ -14,6 +14,7 @@ mod loss_scale;
 mod metadata;
 pub mod noise;
 mod run;
+pub mod silence;
 mod step;
 
 pub use cache::{Cache, Posterior};
