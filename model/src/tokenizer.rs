@@ -5,6 +5,7 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
@@ -90,13 +91,24 @@ impl ClipTokenizer {
     /// # Errors
     /// Only if the vocabulary lacks a byte and an unknown token to stand in for it.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        match self.tokenizer.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(Error::Tokenizer {
-                path: self.folder.clone(),
-                message: format!("cannot encode {text:?}: {e}"),
-            }),
-        }
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(text, &e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of [`ids`](Self::ids), each with the bytes of `text` that it stands for. Several tokens may stand for
+    /// one character of many bytes.
+    ///
+    /// # Errors
+    /// As [`ids`](Self::ids).
+    pub fn ids_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(text, &e))?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
+    }
+
+    fn cannot_encode(&self, text: &str, reason: &dyn std::fmt::Display) -> Error {
+        let message = format!("cannot encode {text:?}: {reason}");
+        Error::Tokenizer { path: self.folder.clone(), message }
     }
 
     /// BOS, the text's ids cut to fit, EOS, and padding: always `max_length` ids.

@@ -7,6 +7,7 @@ mod files;
 mod frozen;
 mod goldens;
 mod harness_bites;
+mod lint;
 mod rows;
 mod shaders;
 mod silence;

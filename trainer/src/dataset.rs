@@ -154,7 +154,11 @@ fn read_caption(picture: &Path, extension: &str) -> Result<String> {
     Ok(line.to_owned())
 }
 
-fn decode(path: &Path) -> Result<DynamicImage> {
+/// The picture of a file, turned as the camera was held.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read; [`Error::Picture`] where it is damaged or no picture.
+pub(crate) fn decode(path: &Path) -> Result<DynamicImage> {
     let unreadable = |reason: String| Error::Picture { path: path.to_owned(), reason };
     let damaged = |e: ImageError| unreadable(e.to_string());
     let bytes = std::fs::read(path).map_err(Error::io("read picture", path))?;
@@ -195,7 +199,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 }
 
 /// c · α + 255 · (1 − α) for every channel c.
-fn on_white(picture: DynamicImage) -> RgbImage {
+pub(crate) fn on_white(picture: DynamicImage) -> RgbImage {
     if !picture.color().has_alpha() {
         return picture.into_rgb8();
     }

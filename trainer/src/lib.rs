@@ -9,6 +9,7 @@ mod config;
 mod dataset;
 mod error;
 mod init;
+pub mod lint;
 mod log;
 mod loss_scale;
 mod metadata;
