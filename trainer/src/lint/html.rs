@@ -18,8 +18,8 @@ use crate::Result;
 #[derive(Debug)]
 pub(super) struct Card {
     /// The feature it belongs to, by its place.
-    feature: usize,
-    path: PathBuf,
+    pub feature: usize,
+    pub path: PathBuf,
     /// The caption in parts, and whether each is one of the feature's tags.
     caption: Vec<(String, bool)>,
     /// A JPEG; `None` where the picture cannot be read.

@@ -176,11 +176,11 @@ fn transparent(picture: &DynamicImage) -> f32 {
 /// Variance of the Laplacian, in the sharpest of 4 × 4 tiles, over the variance of the whole picture.
 ///
 /// The sharpest tile, since a portrait before a blurred background is sharp; over the variance, since a picture of low
-/// contrast is. `None` for a picture that is too small or nearly of one colour, about which this says nothing.
+/// contrast is, too. `None` for a picture that is too small or of one colour, about which this says nothing.
 fn sharpness(picture: &RgbImage) -> Option<f32> {
     const TILES: usize = 4;
-    /// A standard deviation of 0.01: less, and the rounding to 8 bits looks like detail.
-    const LEAST_VARIANCE: f64 = 1e-4;
+    /// Below what two levels of 8 bits in one pixel make, and above what rounding makes of one colour.
+    const NO_CONTRAST: f64 = 1e-12;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     if width.min(height) < 4 * TILES {
         return None;
@@ -190,9 +190,6 @@ fn sharpness(picture: &RgbImage) -> Option<f32> {
         .map(|p| (0.299 * f64::from(p.0[0]) + 0.587 * f64::from(p.0[1]) + 0.114 * f64::from(p.0[2])) / 255.0)
         .collect();
     let contrast = variance(luma.iter().copied());
-    if contrast < LEAST_VARIANCE {
-        return None;
-    }
     let laplacian = |x: usize, y: usize| {
         let i = y * width + x;
         luma[i - 1] + luma[i + 1] + luma[i - width] + luma[i + width] - 4.0 * luma[i]
@@ -203,7 +200,7 @@ fn sharpness(picture: &RgbImage) -> Option<f32> {
         variance(rows.flat_map(|y| columns.clone().map(move |x| (x, y))).map(|(x, y)| laplacian(x, y)))
     };
     let sharpest = (0..TILES * TILES).map(tile).fold(0.0, f64::max);
-    Some((sharpest / contrast) as f32)
+    (contrast > NO_CONTRAST).then_some((sharpest / contrast) as f32)
 }
 
 /// E[x²] − E[x]².

@@ -205,15 +205,6 @@ impl Display for Severity {
     }
 }
 
-impl Display for Concerned {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match &self.note {
-            Some(note) => write!(f, "{} ({note})", self.path.display()),
-            None => write!(f, "{}", self.path.display()),
-        }
-    }
-}
-
 /// Serialises a path as it is shown, since one that is not Unicode has no other form in JSON.
 fn as_shown<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
@@ -292,21 +283,35 @@ impl Report {
     /// As plain text for a terminal, by feature, in lines of at most 100 characters.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        for feature in &self.features {
+        for (i, feature) in self.features.iter().enumerate() {
+            let folder = self.folder(i);
+            let place = folder.map_or(String::new(), |folder| format!(" in {}", folder.display()));
             let tags: String = feature.tags.iter().map(|tag| format!(", tag `{}`", tag.tag)).collect();
-            let heading = format!("feature {}: {}{tags}", feature.name, count(feature.pictures, "picture"));
-            wrap(&mut text, "", &heading);
+            let pictures = count(feature.pictures, "picture");
+            wrap(&mut text, "", &format!("feature {}: {pictures}{place}{tags}", feature.name));
+            let mut said = None;
             for finding in self.findings.iter().filter(|finding| finding.feature == feature.name) {
                 let Finding { severity, code, message, .. } = finding;
-                wrap(&mut text, "  ", &format!("{severity} {code}: {message}"));
+                // Several groups of duplicates need telling only once what they are.
+                if said.replace((code, message)) != Some((code, message)) {
+                    wrap(&mut text, "  ", &format!("{severity} {code}: {message}"));
+                }
                 if !finding.files.is_empty() {
-                    wrap(&mut text, "      ", &listing(&finding.files));
+                    wrap(&mut text, "      ", &listing(&finding.files, folder));
                 }
             }
         }
         let (errors, warnings) = (self.errors().count(), self.warnings().count());
         wrap(&mut text, "", &format!("{}, {}", count(errors, "error"), count(warnings, "warning")));
         text
+    }
+
+    /// The folder of a feature's pictures, where they have one.
+    fn folder(&self, feature: usize) -> Option<&Path> {
+        let mut folders =
+            self.cards.iter().filter(|card| card.feature == feature).map(|card| card.path.parent());
+        let first = folders.next()??;
+        folders.all(|folder| folder == Some(first)).then_some(first)
     }
 
     /// As JSON: `features` and `findings`.
@@ -326,10 +331,15 @@ impl TagSummary {
     }
 }
 
-/// The files, comma separated; a long list is cut.
-fn listing(files: &[Concerned]) -> String {
+/// The files, comma separated, by name where they are in `folder`; a long list is cut.
+fn listing(files: &[Concerned], folder: Option<&Path>) -> String {
     const SHOWN: usize = 8;
-    let mut text = files.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let shown = |file: &Concerned| {
+        let name =
+            folder.and_then(|folder| file.path.strip_prefix(folder).ok()).unwrap_or(&file.path).display();
+        file.note.as_ref().map_or(name.to_string(), |note| format!("{name} ({note})"))
+    };
+    let mut text = files.iter().take(SHOWN).map(shown).collect::<Vec<_>>().join(", ");
     if files.len() > SHOWN {
         let _ = write!(text, " and {} more", files.len() - SHOWN);
     }
