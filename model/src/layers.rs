@@ -103,7 +103,13 @@ impl Linear {
     /// # Errors
     /// Shapes do not fit, or an attached LoRA has no gate.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        self.forward_with(cx, x, Act::None, None)
+        self.run(cx, x, Act::None, None, None)
+    }
+
+    /// As [`forward`](Self::forward) on text, with the features that are kept to part `part` of the picture, if any;
+    /// see [`Gates::mix`](crate::Gates).
+    pub(crate) fn forward_in(&self, cx: &Cx<'_>, x: &Tensor, part: Option<usize>) -> Result<Tensor> {
+        self.run(cx, x, Act::None, None, part)
     }
 
     /// act(y) + residual in the same kernel.
@@ -117,7 +123,18 @@ impl Linear {
         act: Act,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x);
+        self.run(cx, x, act, residual, None)
+    }
+
+    fn run(
+        &self,
+        cx: &Cx<'_>,
+        x: &Tensor,
+        act: Act,
+        residual: Option<&Tensor>,
+        part: Option<usize>,
+    ) -> Result<Tensor> {
+        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, part);
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
         let branches = self.lora.iter().zip(&gates).map(|(slot, gate)| {
             let LoraSlot { down, up, scale, .. } = slot;
