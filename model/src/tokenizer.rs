@@ -113,11 +113,16 @@ impl ClipTokenizer {
 
     /// BOS, the text's ids cut to fit, EOS, and padding: always `max_length` ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = vec![self.bos];
-        ids.extend(self.ids(text)?.into_iter().take(self.max_length - 2));
-        ids.push(self.eos);
-        ids.resize(self.max_length, self.pad);
-        Ok(ids)
+        Ok(self.wrap(&self.ids(text)?))
+    }
+
+    /// BOS, `ids` cut to fit, EOS, and padding: always `max_length` ids.
+    pub fn wrap(&self, ids: &[u32]) -> Vec<u32> {
+        let mut wrapped = vec![self.bos];
+        wrapped.extend(ids.iter().take(self.max_length - 2));
+        wrapped.push(self.eos);
+        wrapped.resize(self.max_length, self.pad);
+        wrapped
     }
 
     /// The id that begins every text.
@@ -138,6 +143,12 @@ impl ClipTokenizer {
     /// Length of what [`encode`](Self::encode) gives, BOS and EOS included: 77.
     pub fn max_length(&self) -> usize {
         self.max_length
+    }
+
+    /// Whether a word ends with this token: it closes with `</w>`, or is an added token, which is whole by itself.
+    pub fn ends_word(&self, id: u32) -> bool {
+        let added = self.tokenizer.get_added_vocabulary().simple_id_to_token(id).is_some();
+        added || self.token(id).is_some_and(|token| token.ends_with("</w>"))
     }
 
     /// The token that an id stands for, as the vocabulary spells it (`cat</w>`).

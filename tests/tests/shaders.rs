@@ -70,6 +70,7 @@ fn every_shader_translates_for_every_api() {
         "gemm_lane",
         "gemm_tile",
         "attention",
+        "blend",
         "group_norm",
         "layer_norm",
         "elementwise",

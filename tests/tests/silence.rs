@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{AdamW, Gate, LinearArgs, Lora, adamw, grad_norm, linear};
-use strata_model::{Clip, ClipTokenizer, Cx, LoraSet, Rule, Selection, Unet, Weights};
+use strata_model::{Clip, ClipTokenizer, Cx, Gates, LoraSet, Rule, Selection, Unet, Weights};
 use strata_tests::{Random, Setup, gpu};
 use strata_trainer::silence::{
     Basis, Delta, Silence, States, basis, default_bank, deltas, read_bank, reads_text,
@@ -300,7 +300,7 @@ fn a_silent_text_leaves_the_prediction_alone() {
     let sample = Tensor::from_f32(&gpu, &noise, &[1, 8, 8, 4], DType::F32).unwrap();
     let predict = |context: &[f32], gate| {
         let context = Tensor::from_f32(&gpu, context, &[1, tokens, CHANNELS], DType::F32).unwrap();
-        let (tape, gates) = (Tape::off(), [Gate::Scalar(gate)]);
+        let (tape, gates) = (Tape::off(), Gates::scalars(&[gate]));
         let cx = Cx { tape: &tape, gates: &gates, taps: None };
         unet.forward(&cx, &sample, &[500.0], &context).unwrap().to_f32().unwrap()
     };
