@@ -1,5 +1,6 @@
 //! The commands, and the arguments that several of them have.
 
+pub mod dataset;
 pub mod devices;
 pub mod generate;
 pub mod layers;

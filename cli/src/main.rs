@@ -23,6 +23,7 @@ Examples:
   strata devices                                  which GPUs there are
   strata layers sd15 --select up_blocks.1         what a pattern selects
   strata train --print-config > run.toml          a config to start from
+  strata dataset check run.toml                   what is wrong with pictures and captions
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
 
@@ -32,6 +33,7 @@ Examples:
 enum Command {
     Devices(commands::devices::Devices),
     Layers(commands::layers::Layers),
+    Dataset(commands::dataset::Dataset),
     Train(commands::train::Train),
     Generate(commands::generate::Generate),
     Parity(commands::parity::Parity),
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Devices(command) => command.run(&mut out),
         Command::Layers(command) => command.run(&mut out),
+        Command::Dataset(command) => command.run(&mut out),
         Command::Train(command) => command.run(&mut out),
         Command::Generate(command) => command.run(&mut out),
         Command::Parity(command) => command.run(&mut out),

@@ -91,6 +91,42 @@ impl LoraModule {
     }
 }
 
+impl LoraModule {
+    /// Both modules as one: y = x (down₁ ‖ down₂)ᵀ (s₁ up₁ ‖ s₂ up₂)ᵀ, with s = alpha / rank.
+    fn beside(&self, other: &Self, name: &str) -> Result<Self> {
+        let (down, up) = (&self.down_shape, &self.up_shape);
+        if down[1..] != other.down_shape[1..] || up[0] != other.up_shape[0] || up[2..] != other.up_shape[2..]
+        {
+            return Err(Error::Lora(format!(
+                "{name} has lora_down {down:?} and lora_up {up:?} in one file, {:?} and {:?} in another; they were made \
+                 for different models",
+                other.down_shape, other.up_shape
+            )));
+        }
+        let ranks = [self.rank(), other.rank()];
+        let rank = ranks[0] + ranks[1];
+        let scale = |module: &Self| module.alpha / module.rank() as f32;
+        let rows = |module: &Self| {
+            let (scale, rank) = (scale(module), module.rank());
+            module
+                .up
+                .chunks_exact(rank)
+                .map(|row| row.iter().map(|v| v * scale).collect())
+                .collect::<Vec<Vec<f32>>>()
+        };
+        let pairs = rows(self).into_iter().zip(rows(other));
+        let (mut down_shape, mut up_shape) = (down.clone(), up.clone());
+        (down_shape[0], up_shape[1]) = (rank, rank);
+        Ok(Self {
+            down: [&self.down[..], &other.down[..]].concat(),
+            down_shape,
+            up: pairs.flat_map(|(a, b)| [a, b].concat()).collect(),
+            up_shape,
+            alpha: rank as f32,
+        })
+    }
+}
+
 impl LoraFile {
     /// Reads a kohya file: F16, BF16, F32 or F64, any mix of modules. A missing alpha means alpha = rank. `dtype` comes
     /// out as F16 if every tensor is, else as F32, so that writing again loses nothing.
@@ -181,6 +217,34 @@ impl LoraFile {
             out.write_all(&header)?;
             tensors.values().try_for_each(|(_, values)| self.write_values(out, values))
         })
+    }
+
+    /// One file that does what several do together: where several have a module, their ranks lie side by side, each
+    /// `up` multiplied by its alpha / rank, and alpha is the sum of the ranks. Of metadata the files agree on is kept;
+    /// the tags of all are in `strata_tags`.
+    ///
+    /// # Errors
+    /// A module has another size, or is another kind of layer, in one file than in another.
+    pub fn combine(files: &[LoraFile]) -> Result<Self> {
+        let mut modules: BTreeMap<String, LoraModule> = BTreeMap::new();
+        for (name, module) in files.iter().flat_map(|file| &file.modules) {
+            let together = match modules.remove(name) {
+                None => module.clone(),
+                Some(before) => before.beside(module, name)?,
+            };
+            modules.insert(name.clone(), together);
+        }
+        let all_half = files.iter().all(|file| file.dtype == LoraDtype::F16);
+        let dtype = if all_half { LoraDtype::F16 } else { LoraDtype::F32 };
+        let mut metadata = files.first().map_or_else(BTreeMap::new, |file| file.metadata.clone());
+        metadata.retain(|key, value| files.iter().all(|file| file.metadata.get(key) == Some(value)));
+        let mut tags = Vec::new();
+        for file in files {
+            tags.extend(crate::trigger::tags_of(&file.metadata)?);
+        }
+        metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
+        metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
+        Ok(Self { modules, dtype, metadata })
     }
 
     fn write_values(&self, out: &mut dyn Write, values: &[f32]) -> io::Result<()> {

@@ -83,6 +83,7 @@ impl Data {
             context_shape: self.context_shape,
             context: self.context.clone(),
             weights: vec![1.0; BATCH],
+            ..Batch::default()
         }
     }
 }
@@ -94,7 +95,7 @@ fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner<'
     let fill = |path: &str, fan_in: usize, down: &mut [f32]| kaiming_uniform(SEED, path, fan_in, down);
     let lora = LoraSet::init(gpu, dtype, &matches, fill).unwrap();
     unet.attach(&lora).unwrap();
-    let mut learner = Learner::new(gpu, &unet, &lora, dtype).unwrap();
+    let mut learner = Learner::new(gpu, &unet, &lora, 0, dtype).unwrap();
     f(&unet, &mut learner)
 }
 
@@ -120,7 +121,7 @@ fn too_slow(gpu: &Gpu, learner: &mut Learner<'_>, batch: &Batch) -> bool {
 }
 
 fn step(learner: &mut Learner<'_>, batch: &Batch) -> f32 {
-    let loss = learner.backward(batch).unwrap();
+    let loss = learner.backward(batch).unwrap().total;
     learner.update(&ARGS).unwrap();
     loss.to_f32().unwrap()[0]
 }

@@ -31,8 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         timesteps: file.read("timesteps")?,
         context: file.read("context")?,
         weights: vec![1.0; latent[0]],
+        ..Batch::default()
     };
-    let mut learner = Learner::new(&gpu, &unet, &lora, DType::F32)?;
+    let mut learner = Learner::new(&gpu, &unet, &lora, 0, DType::F32)?;
     let update = UpdateArgs {
         lr: 5e-3,
         lr_share: 1.0,
@@ -43,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         batches: 1,
     };
     for _ in 0..steps.parse()? {
-        let loss = learner.backward(&batch)?;
+        let loss = learner.backward(&batch)?.total;
         learner.update(&update)?;
         println!("{}", loss.to_f32()?[0]);
     }

@@ -3,10 +3,13 @@
 //! [`Config::default_toml`] prints all of it with comments, and is the reference of the format.
 
 mod check;
+mod feature;
 mod parse;
 mod print;
 
 use std::path::{Path, PathBuf};
+
+pub use feature::{FeatureConfig, Order, PreserveConfig, PreservePrompt, SilenceConfig};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
@@ -19,7 +22,8 @@ use crate::{Error, Result};
 pub struct Config {
     /// Folder of a Stable Diffusion model in diffusers layout. Default `model`.
     pub model: PathBuf,
-    /// The LoRA to write, a `.safetensors` file. Default `lora.safetensors`.
+    /// The LoRA to write, a `.safetensors` file; of all features together, where there are several. Default
+    /// `lora.safetensors`.
     pub output: PathBuf,
     /// Number format of the LoRA's tensors on disk. Default `f16`.
     pub save_dtype: Precision,
@@ -27,10 +31,14 @@ pub struct Config {
     pub log: Option<PathBuf>,
     /// All chance in a run comes from this number, at most 2⁶³ − 1 (TOML's largest). Default 0.
     pub seed: u64,
-    /// The pictures to learn from.
+    /// Whether several features learn one after the other or side by side. Default `staged`.
+    pub order: Order,
+    /// The pictures to learn from, in a run without features.
     pub dataset: DatasetConfig,
-    /// Which layers get a LoRA. Default: one rule, `attn` with rank 8 and alpha 8.
+    /// Which layers get a LoRA, in a run without features. Default: one rule, `attn` with rank 8 and alpha 8.
     pub lora: Vec<LoraRule>,
+    /// What to learn, where it is more than one thing or has a tag. Default: none.
+    pub feature: Vec<FeatureConfig>,
     /// How to learn.
     pub train: TrainConfig,
 }
@@ -144,8 +152,10 @@ impl Default for Config {
             save_dtype: Precision::F16,
             log: None,
             seed: 0,
+            order: Order::Staged,
             dataset: DatasetConfig::default(),
             lora: vec![LoraRule::default()],
+            feature: Vec::new(),
             train: TrainConfig::default(),
         }
     }
@@ -213,18 +223,13 @@ impl Config {
         u64::from(self.train.batch_size) * u64::from(self.train.gradient_accumulation)
     }
 
-    /// Learning rate of a step, counted from 0, for the rules that name none: `train.lr` · [`Config::lr_factor`].
-    pub fn lr_at(&self, step: u64) -> f32 {
-        (self.train.lr * self.lr_factor(step)) as f32
-    }
-
-    /// Share of a rule's learning rate that holds in a step, counted from 0.
+    /// Share of a rule's learning rate that holds in a step, counted from 0, of a feature that takes `steps`.
     ///
     /// With w warm-up steps out of n, the share is (step + 1) / w in the warm-up, so that no step is
     /// wasted on a rate of 0; then [`Schedule`] with p = (step − w) / (n − w), so that the last step
     /// still learns.
-    pub fn lr_factor(&self, step: u64) -> f64 {
-        let TrainConfig { steps, warmup_steps: warmup, lr_schedule, .. } = self.train;
+    pub fn lr_factor(&self, step: u64, steps: u64) -> f64 {
+        let TrainConfig { warmup_steps: warmup, lr_schedule, .. } = self.train;
         if step < warmup {
             return (step + 1) as f64 / warmup as f64;
         }

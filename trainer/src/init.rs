@@ -14,7 +14,7 @@ pub fn kaiming_uniform(seed: u64, path: &str, fan_in: usize, out: &mut [f32]) {
 }
 
 /// 64-bit FNV-1a: a hash that is the same in every version of Rust, as the standard library's need not be.
-fn fnv1a(text: &str) -> u64 {
+pub(crate) fn fnv1a(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

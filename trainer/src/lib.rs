@@ -1,7 +1,7 @@
 //! Pictures and captions in, a layered LoRA out.
 //!
-//! [`run`] goes the whole way: a [`Config`] is checked, the [`Dataset`] is brought into a [`Cache`] of latents and
-//! text states, a [`Trainer`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
+//! [`run`] goes the whole way: a [`Config`] is checked, the [`Dataset`] is brought into [`Latents`] and
+//! [`Texts`], a [`Trainer`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
 //! [`lint`](lint::lint) says beforehand what is wrong with pictures and captions.
 //! All chance comes from [`noise`], so that one seed always gives the same file.
 
@@ -10,21 +10,29 @@ mod config;
 mod dataset;
 mod error;
 mod init;
+mod learner;
 pub mod lint;
 mod log;
 mod loss_scale;
 mod metadata;
 pub mod noise;
+mod plan;
+mod preserve;
 mod run;
 pub mod silence;
 mod step;
 
-pub use cache::{Cache, Posterior};
-pub use config::{Config, DatasetConfig, LoraRule, Precision, Resolution, Schedule, TrainConfig};
+pub use cache::{Latents, Posterior, Texts};
+pub use config::{
+    Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
+    Resolution, Schedule, SilenceConfig, TrainConfig,
+};
 pub use dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
 pub use error::{Error, Result};
 pub use init::kaiming_uniform;
+pub use learner::{Batch, Learner, Losses, Update, UpdateArgs};
 pub use log::{StepLog, StepRecord};
 pub use loss_scale::LossScale;
-pub use run::{Summary, run, storage_dtype};
-pub use step::{Batch, Learner, Trainer, Update, UpdateArgs};
+pub use preserve::{carries, swap_tags};
+pub use run::{Outcome, Summary, run, storage_dtype};
+pub use step::{Lesson, Trainer};

@@ -11,12 +11,18 @@ use crate::{Error, Result};
 /// What happened in one step. A number that is not finite is written as `null`, since JSON has no other way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepRecord {
+    /// The feature that learned; `None` (left out) in a run without features.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
     /// The step, counted from 0.
     pub step: u64,
     /// How many times the dataset has been gone through: a count, with its fraction.
     pub epoch: f64,
-    /// Mean loss over the samples of the step.
+    /// Mean loss over the samples of the step, what is preserved included.
     pub loss: f32,
+    /// The part of it that preservation has; `None` (left out) without preservation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preserve_loss: Option<f32>,
     /// Norm of the whole gradient, before it was scaled down.
     pub grad_norm: f32,
     /// Learning rate.

@@ -6,13 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use strata_model::{LoraSet, PredictionType, UnetConfig};
 
-use crate::{Config, LoraRule, Schedule};
+use crate::config::FeatureConfig;
+use crate::preserve::Preservation;
+use crate::{Config, Dataset, Error, LoraRule, Result, Schedule};
 
 /// Metadata of a LoRA after `steps` steps.
 pub(crate) fn metadata(
     config: &Config,
+    feature: &FeatureConfig,
     unet: &UnetConfig,
     prediction: PredictionType,
     lora: &LoraSet,
@@ -20,7 +24,7 @@ pub(crate) fn metadata(
     steps: u64,
 ) -> BTreeMap<String, String> {
     let train = &config.train;
-    let resolution = config.dataset.resolution;
+    let resolution = feature.dataset.resolution;
     let name = |path: &std::path::Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     // SD2's U-Net is told by its linear projections, its 768 variant by predicting v
     let v = prediction == PredictionType::VPrediction;
@@ -43,10 +47,10 @@ pub(crate) fn metadata(
         ("ss_network_alpha", one(alphas)),
         ("ss_base_model_version", version.to_owned()),
         ("ss_v2", python_bool(v2)),
-        ("ss_output_name", name(&config.output)),
+        ("ss_output_name", name(feature.file())),
         ("ss_sd_model_name", config.model.file_name().unwrap_or_default().to_string_lossy().into_owned()),
         ("ss_steps", steps.to_string()),
-        ("ss_max_train_steps", train.steps.to_string()),
+        ("ss_max_train_steps", config.steps_of(feature).to_string()),
         ("ss_learning_rate", kohya_number(train.lr)),
         ("ss_unet_lr", kohya_number(train.lr)),
         ("ss_text_encoder_lr", "None".to_owned()),
@@ -62,22 +66,65 @@ pub(crate) fn metadata(
         ("ss_gradient_accumulation_steps", train.gradient_accumulation.to_string()),
         ("ss_mixed_precision", if lora.shadow().is_some() { "fp16" } else { "no" }.to_owned()),
         ("ss_clip_skip", "None".to_owned()),
-        ("ss_flip_aug", python_bool(config.dataset.flip)),
+        ("ss_flip_aug", python_bool(feature.dataset.flip)),
         ("ss_max_grad_norm", kohya_number(train.max_grad_norm)),
         ("ss_min_snr_gamma", train.min_snr_gamma.map_or("None".to_owned(), kohya_number)),
         ("ss_noise_offset", kohya_number(train.noise_offset)),
         ("ss_caption_dropout_rate", kohya_number(train.caption_dropout)),
-        ("strata_rules", rules(&config.lora)),
+        ("strata_rules", rules(&feature.lora)),
         ("strata_version", env!("CARGO_PKG_VERSION").to_owned()),
         ("modelspec.sai_model_spec", "1.0.1".to_owned()),
         ("modelspec.architecture", architecture.to_owned()),
         ("modelspec.implementation", "diffusers".to_owned()),
-        ("modelspec.title", name(&config.output)),
+        ("modelspec.title", name(feature.file())),
         ("modelspec.resolution", format!("{}x{}", resolution.width, resolution.height)),
         ("modelspec.prediction_type", if v { "v" } else { "epsilon" }.to_owned()),
         ("modelspec.timestep_range", format!("{},{}", train.timestep_min, train.timestep_max)),
     ];
-    strings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    let mut strings: BTreeMap<String, String> =
+        strings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    if !feature.name.is_empty() {
+        strings.insert("strata_feature".into(), feature.name.clone());
+        strings.insert("strata_tags".into(), json!(feature.tags).to_string());
+        // what other programs show beside the file
+        strings.insert("modelspec.trigger_phrase".into(), feature.tags.join(", "));
+    }
+    strings
+}
+
+/// A hash of all that decides what a feature's file holds: its config, its pictures and captions, the model's name, and
+/// the fingerprints of the features that it stands on. Where files lie does not matter.
+pub(crate) fn fingerprint(
+    config: &Config,
+    feature: &FeatureConfig,
+    dataset: &Dataset,
+    preservation: &Preservation,
+    before: &[&str],
+) -> Result<String> {
+    let nowhere = FeatureConfig {
+        output: None,
+        describes: Vec::new(),
+        dataset: crate::DatasetConfig { folder: "pictures".into(), ..feature.dataset.clone() },
+        ..feature.clone()
+    };
+    let alone = Config {
+        model: config.model.file_name().unwrap_or_default().into(),
+        output: "lora.safetensors".into(),
+        log: None,
+        feature: vec![nowhere],
+        dataset: Default::default(),
+        lora: Config::default().lora,
+        ..config.clone()
+    };
+    let mut hash = Sha256::new();
+    hash.update(alone.to_toml());
+    for picture in dataset.pictures() {
+        hash.update(std::fs::read(&picture.path).map_err(Error::io("read picture", &picture.path))?);
+        hash.update(&picture.caption);
+    }
+    preservation.all().for_each(|prompt| hash.update(prompt));
+    before.iter().for_each(|fingerprint| hash.update(fingerprint));
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// `8.0`, `0.0001`, `1e-05`: as Python writes a float, which is what readers of `ss_*` parse.

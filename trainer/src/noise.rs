@@ -34,6 +34,10 @@ pub enum Stream {
     Offset = 8,
     /// The noise that a generated picture starts from.
     Picture = 9,
+    /// Which prompt a sample is preserved on.
+    Preserve = 11,
+    /// The seed of a feature.
+    Feature = 12,
 }
 
 /// Independent bits for each (seed, stream, step, sample).
@@ -84,6 +88,30 @@ pub fn uniform_timestep(seed: u64, step: u64, sample: u64, lo: u32, hi: u32) -> 
 /// `true` with probability `p`: never for 0, always for 1.
 pub fn chance(seed: u64, stream: Stream, step: u64, sample: u64, p: f64) -> bool {
     Bits::new(seed, stream, step, sample).uniform() < p
+}
+
+/// A number in 0..n, and then one in 0..`second`(first); each equally likely, and 0 where the range is empty.
+pub(crate) fn below_twice(
+    seed: u64,
+    stream: Stream,
+    step: u64,
+    sample: u64,
+    n: usize,
+    second: impl Fn(usize) -> usize,
+) -> [usize; 2] {
+    let mut bits = Bits::new(seed, stream, step, sample);
+    let first = bits.below(n as u64) as usize;
+    [first, bits.below(second(first) as u64) as usize]
+}
+
+/// The seed of a feature, from that of its run: a feature draws the same alone and beside others. The run's own for a
+/// feature without a name.
+pub fn feature_seed(seed: u64, name: &str) -> u64 {
+    if name.is_empty() {
+        seed
+    } else {
+        Bits::new(seed, Stream::Feature, crate::init::fnv1a(name), 0).0.next_u64()
+    }
 }
 
 /// The numbers 0..n in the shuffled order of an epoch; all n! orders are equally likely (Fisher–Yates).

@@ -1,15 +1,24 @@
-//! A run: from a config to a LoRA file.
+//! A run: from a config to LoRA files.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
-use strata_model::{LoraDtype, LoraSet, ModelIndex, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
+use strata_model::{
+    LoraDtype, LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae,
+};
 
+use crate::cache::{Latents, Texts};
+use crate::config::Order;
+use crate::learner::Learner;
 use crate::metadata::metadata;
-use crate::step::{Learner, Trainer};
-use crate::{Cache, Config, Dataset, Error, Precision, Result, StepLog, kaiming_uniform};
+use crate::plan::{Plan, is_done, plan, silent_prompts};
+use crate::preserve::texts;
+use crate::silence::{Basis, Silence, basis};
+use crate::step::{Lesson, Trainer};
+use crate::{Config, Error, Precision, Result, StepLog, kaiming_uniform, noise};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -17,36 +26,48 @@ const SMOOTHING: f64 = 0.05;
 /// What a run did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
-    /// The LoRA files that were written, the last one last.
-    pub files: Vec<PathBuf>,
+    /// What became of each feature, in the order of the config.
+    pub features: Vec<Outcome>,
+    /// The file of all features together, where there are several and all have been trained.
+    pub combined: Option<PathBuf>,
     /// The log of the steps.
     pub log: PathBuf,
-    /// Updates asked for.
-    pub steps: u64,
-    /// Those of them that were left out because a gradient was not finite.
-    pub skipped: u64,
-    /// Captions that are longer than CLIP can read; what is over was left out.
+    /// Captions and prompts that are longer than CLIP can read; what is over was left out.
     pub cut_captions: usize,
-    /// Layers that have a LoRA.
-    pub layers: usize,
-    /// Numbers in the LoRA.
-    pub parameters: usize,
-    /// Running mean of the loss at the end.
-    pub loss: f64,
     /// Seconds of all steps together.
     pub seconds: f64,
     /// Number format of weights and activations.
     pub dtype: DType,
 }
 
-/// Trains what a config describes and writes its files. Shows progress on stderr where that is a terminal.
+/// What became of a feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Its name; empty in a run without features.
+    pub name: String,
+    /// The LoRA files that were written, the last one last. None where it had been trained before.
+    pub files: Vec<PathBuf>,
+    /// Updates asked for.
+    pub steps: u64,
+    /// Those of them that were left out because a gradient was not finite.
+    pub skipped: u64,
+    /// Layers that have a LoRA.
+    pub layers: usize,
+    /// Numbers in the LoRA.
+    pub parameters: usize,
+    /// Running mean of the loss at the end.
+    pub loss: f64,
+}
+
+/// Trains what a config describes and writes its files: features that are not there yet, or `only` that one, again if
+/// need be. Shows progress on stderr where that is a terminal.
 ///
-/// A file is whole or not there: a run may be stopped at any time. Two runs of one config on one machine give equal
-/// files.
+/// A file is whole or not there: a run may be stopped at any time, and goes on with the first feature that is not done.
+/// Two runs of one config on one machine give equal files.
 ///
 /// # Errors
 /// What the config asks for is impossible, a file cannot be read or written, the training diverges, or the GPU fails.
-pub fn run(gpu: &Gpu, config: &Config) -> Result<Summary> {
+pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
     // Everything that can be wrong without the GPU comes first.
     config.validate()?;
     let model = &config.model;
@@ -54,74 +75,279 @@ pub fn run(gpu: &Gpu, config: &Config) -> Result<Summary> {
     let schedule = SchedulerConfig::open(&model.join("scheduler").join("scheduler_config.json"))?;
     let schedule = NoiseSchedule::new(&schedule)?;
     check_timesteps(config, &schedule)?;
-    let dataset = Dataset::open(&config.dataset)?;
-    let matches = select(config)?;
+    let plans = plan(config, only)?;
+    for plan in &plans {
+        make_folder_of(plan.feature.file())?;
+    }
     make_folder_of(&config.output)?;
-    let mut log = StepLog::create(&config.log_path())?;
-
-    let cache = Cache::build(gpu, model, &dataset, config.dataset.flip)?;
-
+    let due: Vec<&Plan> = plans.iter().filter(|plan| plan.due).collect();
     let dtype = storage_dtype(gpu, config.train.dtype);
-    let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
-    let lora = LoraSet::init(gpu, dtype, &matches, |path, fan_in, down| {
-        kaiming_uniform(config.seed, path, fan_in, down);
-    })?;
-    unet.attach(&lora)?;
-    let save = |steps: u64, path: &Path| -> Result<PathBuf> {
-        let strings =
-            metadata(config, unet.config(), schedule.prediction_type(), &lora, dataset.len(), steps);
-        lora.to_file(lora_dtype(config.save_dtype), strings)?.write(path)?;
-        Ok(path.to_owned())
-    };
-
-    let mut trainer = Trainer::new(config, &cache, &schedule, Learner::new(gpu, &unet, &lora, dtype)?);
     let mut summary = Summary {
-        files: Vec::new(),
+        features: plans.iter().map(|plan| Outcome::before(config, plan)).collect(),
+        combined: None,
         log: config.log_path(),
-        steps: config.train.steps,
-        skipped: 0,
-        cut_captions: cache.cut_captions(),
-        layers: lora.entries().len(),
-        parameters: lora.entries().iter().map(|e| e.parameters()).sum(),
-        loss: f64::NAN,
+        cut_captions: 0,
         seconds: 0.0,
         dtype,
     };
-    let started = Instant::now();
-    let progress = bar(config.train.steps, "steps");
-    for step in 0..config.train.steps {
-        let record = trainer.step(step)?;
-        log.write(&record)?;
-        summary.skipped += u64::from(record.skipped);
-        if record.loss.is_finite() {
-            let new = f64::from(record.loss);
-            summary.loss =
-                if summary.loss.is_nan() { new } else { summary.loss + SMOOTHING * (new - summary.loss) };
+    if !due.is_empty() {
+        let mut log = StepLog::create(&config.log_path())?;
+        let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
+        let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
+        summary.cut_captions = run.texts.cut();
+        let started = Instant::now();
+        match config.order {
+            Order::Staged => run.staged(&plans, &mut unet, &mut log, &mut summary.features)?,
+            Order::Joint => run.joint(&plans, &mut unet, &mut log, &mut summary.features)?,
         }
-        progress.set_message(format!("loss {:.4}", summary.loss));
-        progress.inc(1);
-        let (done, every) = (step + 1, config.train.save_every);
-        if every > 0 && done.is_multiple_of(every) && done < config.train.steps {
-            summary.files.push(save(done, &numbered(&config.output, done))?);
-        }
+        summary.seconds = started.elapsed().as_secs_f64();
     }
-    progress.finish_and_clear();
-    summary.seconds = started.elapsed().as_secs_f64();
-    summary.files.push(save(config.train.steps, &config.output)?);
+    summary.combined = combine(config, &plans)?;
     Ok(summary)
 }
 
-/// The layers that the rules of a config select.
-fn select(config: &Config) -> Result<Vec<strata_model::Match>> {
-    let rule = |r: &crate::LoraRule| Rule {
-        select: r.select.clone(),
-        rank: r.rank as usize,
-        alpha: r.alpha as f32,
-        lr: r.lr.map(|lr| lr as f32),
-    };
-    let rules: Vec<Rule> = config.lora.iter().map(rule).collect();
-    let layers = strata_model::unet_layers(&config.model.join("unet"))?;
-    Ok(Selection::new(&rules)?.resolve(&layers)?)
+/// What is in GPU and host memory during a run.
+struct Run<'a> {
+    gpu: &'a Gpu,
+    config: &'a Config,
+    schedule: &'a NoiseSchedule,
+    dtype: DType,
+    texts: Texts,
+    /// Of each feature that is due.
+    latents: Vec<Option<Latents>>,
+    bases: Vec<Option<Basis>>,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(
+        gpu: &'a Gpu,
+        config: &'a Config,
+        schedule: &'a NoiseSchedule,
+        plans: &[Plan],
+        dtype: DType,
+    ) -> Result<Self> {
+        let model = &config.model;
+        let mut wanted = BTreeSet::new();
+        let (mut latents, mut bases) = (Vec::new(), Vec::new());
+        let vae = Vae::open(gpu, &model.join("vae"), DType::F32)?;
+        for (i, plan) in plans.iter().enumerate() {
+            let (mut own, mut span) = (None, None);
+            if plan.due {
+                let captions = plan.dataset.pictures().iter().map(|p| p.caption.as_str());
+                wanted.extend(texts(captions, &plan.preservation));
+                own = Some(Latents::encode(gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?);
+                if let Some(silence) = &plan.feature.silence {
+                    let rank = silence.rank;
+                    span = Some(basis(gpu, model, &silent_prompts(plans, i)?, rank)?);
+                }
+            }
+            latents.push(own);
+            bases.push(span);
+        }
+        drop(vae);
+        let texts = Texts::encode(gpu, model, &wanted)?;
+        Ok(Self { gpu, config, schedule, dtype, texts, latents, bases })
+    }
+
+    /// One feature after the other.
+    fn staged(
+        &self,
+        plans: &[Plan],
+        unet: &mut Unet,
+        log: &mut StepLog,
+        outcomes: &mut [Outcome],
+    ) -> Result<()> {
+        for (i, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.due) {
+            unet.detach_all();
+            let (mut company, mut earlier) = (Vec::new(), Vec::new());
+            for before in plans[..i].iter().filter(|_| plan.feature.with_frozen) {
+                let set = self.frozen(plan, before, unet)?;
+                unet.attach(&set)?;
+                company.push(Some(&before.feature.tags[..]));
+                earlier.push(set);
+            }
+            let lora = self.fresh(plan)?;
+            let own = unet.attach(&lora)?;
+            company.push(None);
+            let silence = self.silence(i, plan, &lora, &earlier)?;
+            let learner = Learner::new(self.gpu, unet, &lora, own, self.dtype)?;
+            let mut trainer = Trainer::new(self.lesson(i, plan, company)?, learner, silence);
+
+            let progress = bar(self.config.steps_of(&plan.feature), &plan.feature.name);
+            for step in 0..self.config.steps_of(&plan.feature) {
+                let record = trainer.step(step)?;
+                log.write(&record)?;
+                outcomes[i].note(&record);
+                progress.set_message(format!("loss {:.4}", outcomes[i].loss));
+                progress.inc(1);
+                save_between(self.config, plan, unet, self.schedule, &lora, step + 1, &mut outcomes[i])?;
+            }
+            progress.finish_and_clear();
+            outcomes[i].files.push(save(self.config, plan, unet, self.schedule, &lora, None)?);
+        }
+        Ok(())
+    }
+
+    /// All features side by side. Each has batches, gradients and moments of its own, and the others are off in its
+    /// samples; so its file is the one that it would have alone.
+    fn joint(
+        &self,
+        plans: &[Plan],
+        unet: &mut Unet,
+        log: &mut StepLog,
+        outcomes: &mut [Outcome],
+    ) -> Result<()> {
+        let due: Vec<(usize, &Plan)> = plans.iter().enumerate().filter(|(_, plan)| plan.due).collect();
+        let sets = due.iter().map(|(_, plan)| self.fresh(plan)).collect::<Result<Vec<_>>>()?;
+        for set in &sets {
+            unet.attach(set)?;
+        }
+        let mut trainers = Vec::new();
+        for (own, ((i, plan), lora)) in due.iter().zip(&sets).enumerate() {
+            let silence = self.silence(*i, plan, lora, &[])?;
+            let learner = Learner::new(self.gpu, unet, lora, own, self.dtype)?;
+            trainers.push(Trainer::new(self.lesson(*i, plan, vec![None; sets.len()])?, learner, silence));
+        }
+        let steps = due.iter().map(|(_, plan)| self.config.steps_of(&plan.feature)).max().unwrap_or(0);
+        let progress = bar(steps, "joint");
+        for step in 0..steps {
+            for (((i, plan), lora), trainer) in due.iter().zip(&sets).zip(&mut trainers) {
+                if step < self.config.steps_of(&plan.feature) {
+                    let record = trainer.step(step)?;
+                    log.write(&record)?;
+                    let outcome = &mut outcomes[*i];
+                    outcome.note(&record);
+                    save_between(self.config, plan, unet, self.schedule, lora, step + 1, outcome)?;
+                }
+            }
+            let losses: Vec<String> = due.iter().map(|(i, _)| format!("{:.4}", outcomes[*i].loss)).collect();
+            progress.set_message(format!("loss {}", losses.join(" ")));
+            progress.inc(1);
+        }
+        progress.finish_and_clear();
+        for ((i, plan), lora) in due.iter().zip(&sets) {
+            outcomes[*i].files.push(save(self.config, plan, unet, self.schedule, lora, None)?);
+        }
+        Ok(())
+    }
+
+    fn lesson<'b>(
+        &'b self,
+        i: usize,
+        plan: &'b Plan,
+        company: Vec<Option<&'b [String]>>,
+    ) -> Result<Lesson<'b>> {
+        let missing = || Error::Dataset(format!("the pictures of {} were not read", plan.feature.name));
+        Ok(Lesson {
+            config: self.config,
+            feature: &plan.feature,
+            seed: noise::feature_seed(self.config.seed, &plan.feature.name),
+            captions: plan.dataset.pictures().iter().map(|p| p.caption.as_str()).collect(),
+            latents: self.latents[i].as_ref().ok_or_else(missing)?,
+            texts: &self.texts,
+            preservation: plan.preservation.clone(),
+            schedule: self.schedule,
+            company,
+        })
+    }
+
+    fn fresh(&self, plan: &Plan) -> Result<LoraSet> {
+        let seed = noise::feature_seed(self.config.seed, &plan.feature.name);
+        Ok(LoraSet::init(self.gpu, self.dtype, &plan.matches, |path, fan_in, down| {
+            kaiming_uniform(seed, path, fan_in, down);
+        })?)
+    }
+
+    /// A feature that was trained before, from its file.
+    fn frozen(&self, stage: &Plan, before: &Plan, unet: &Unet) -> Result<LoraSet> {
+        let file = before.feature.file();
+        if !file.is_file() {
+            return Err(Error::Dataset(format!(
+                "{} learns beside {}, whose file {} is not there; train that first, or set with_frozen = false",
+                stage.feature.name,
+                before.feature.name,
+                file.display()
+            )));
+        }
+        Ok(LoraSet::from_file(self.gpu, self.dtype, &LoraFile::read(file)?, unet)?)
+    }
+
+    fn silence(&self, i: usize, plan: &Plan, lora: &LoraSet, earlier: &[LoraSet]) -> Result<Option<Silence>> {
+        let (Some(config), Some(basis)) = (&plan.feature.silence, &self.bases[i]) else { return Ok(None) };
+        let earlier: Vec<&LoraSet> = earlier.iter().filter(|_| config.disjoint).collect();
+        Ok(Some(Silence::new(basis, lora, &earlier)?))
+    }
+}
+
+impl Outcome {
+    fn before(config: &Config, plan: &Plan) -> Self {
+        let numbers = |m: &Match| m.rank * (m.layer.inputs + m.layer.outputs);
+        Self {
+            name: plan.feature.name.clone(),
+            files: Vec::new(),
+            steps: config.steps_of(&plan.feature),
+            skipped: 0,
+            layers: plan.matches.len(),
+            parameters: plan.matches.iter().map(numbers).sum(),
+            loss: f64::NAN,
+        }
+    }
+
+    fn note(&mut self, record: &crate::StepRecord) {
+        self.skipped += u64::from(record.skipped);
+        if record.loss.is_finite() {
+            let new = f64::from(record.loss);
+            self.loss = if self.loss.is_nan() { new } else { self.loss + SMOOTHING * (new - self.loss) };
+        }
+    }
+}
+
+/// Saves where the config says so: `done` steps have been taken.
+fn save_between(
+    config: &Config,
+    plan: &Plan,
+    unet: &Unet,
+    schedule: &NoiseSchedule,
+    lora: &LoraSet,
+    done: u64,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let every = config.train.save_every;
+    if every > 0 && done.is_multiple_of(every) && done < config.steps_of(&plan.feature) {
+        outcome.files.push(save(config, plan, unet, schedule, lora, Some(done))?);
+    }
+    Ok(())
+}
+
+/// Writes a LoRA: after `done` steps, or at the end.
+fn save(
+    config: &Config,
+    plan: &Plan,
+    unet: &Unet,
+    schedule: &NoiseSchedule,
+    lora: &LoraSet,
+    done: Option<u64>,
+) -> Result<PathBuf> {
+    let (feature, file) = (&plan.feature, plan.feature.file());
+    let path = done.map_or(file.to_owned(), |done| numbered(file, done));
+    let steps = done.unwrap_or(config.steps_of(feature));
+    let prediction = schedule.prediction_type();
+    let mut strings = metadata(config, feature, unet.config(), prediction, lora, plan.dataset.len(), steps);
+    if done.is_none() && !feature.name.is_empty() {
+        strings.insert("strata_run".into(), plan.fingerprint.clone());
+    }
+    lora.to_file(lora_dtype(config.save_dtype), strings)?.write(&path)?;
+    Ok(path)
+}
+
+/// Puts all features into one file, where there are several and all are done.
+fn combine(config: &Config, plans: &[Plan]) -> Result<Option<PathBuf>> {
+    if plans.len() < 2 || !plans.iter().all(|plan| is_done(plan.feature.file(), &plan.fingerprint)) {
+        return Ok(None);
+    }
+    let files = plans.iter().map(|p| LoraFile::read(p.feature.file())).collect::<Result<Vec<_>, _>>()?;
+    LoraFile::combine(&files)?.write(&config.output)?;
+    Ok(Some(config.output.clone()))
 }
 
 /// The number format a run uses: what the config asks for, but f32 on a GPU adapter that has no f16.
@@ -165,10 +391,11 @@ fn numbered(output: &Path, step: u64) -> PathBuf {
 }
 
 /// A progress bar on stderr, invisible where that is no terminal.
-pub(crate) fn bar(length: u64, what: &'static str) -> ProgressBar {
+pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     let template = "{prefix:>8} {wide_bar} {pos}/{len} {per_sec} {eta} left {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length).with_style(style).with_prefix(what)
+    let what = if what.is_empty() { "steps" } else { what };
+    ProgressBar::new(length).with_style(style).with_prefix(what.to_owned())
 }
 
 #[cfg(test)]

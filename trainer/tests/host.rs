@@ -56,7 +56,7 @@ fn learning_rates_rise_and_fall() {
     let mut config = Config::default();
     (config.train.steps, config.train.warmup_steps) = (110, 10);
     config.train.lr_schedule = Schedule::Linear;
-    let factors = [0, 9, 10, 60, 109].map(|step| config.lr_factor(step));
+    let factors = [0, 9, 10, 60, 109].map(|step| config.lr_factor(step, 110));
     for (factor, expected) in factors.into_iter().zip([0.1, 1.0, 1.0, 0.5, 0.01]) {
         assert!((factor - expected).abs() < 1e-12, "{factor}, not {expected}");
     }
@@ -145,6 +145,8 @@ fn the_log_is_one_json_object_a_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new").join("run.jsonl");
     let record = StepRecord {
+        feature: None,
+        preserve_loss: None,
         step: 0,
         epoch: 0.5,
         loss: f32::NAN,

@@ -66,7 +66,7 @@ fn outputs(c: &mut Checker, unet: &Unet, name: &str) -> Result<()> {
 fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result<()> {
     let prefix = format!("train.{}", case.name);
     let before = lora.params().to_f32()?;
-    let mut learner = Learner::new(c.gpu, unet, lora, c.dtype)?;
+    let mut learner = Learner::new(c.gpu, unet, lora, 0, c.dtype)?;
     let args = UpdateArgs {
         lr: 1e-3,
         lr_share: 1.0,
@@ -84,7 +84,7 @@ fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result
         // in f16 a step is repeated with a smaller loss scale until it succeeds
         let (loss, norm) = loop {
             let scale = learner.loss_scale().value();
-            let loss = learner.backward(&batch)?.to_f32()?[0];
+            let loss = learner.backward(&batch)?.total.to_f32()?[0];
             if step == 0 {
                 let grads = learner.grads().to_f32()?;
                 first_grads = Some(grads.iter().map(|grad| grad / scale).collect::<Vec<f32>>());
@@ -145,7 +145,17 @@ fn batch(c: &Checker, step: usize) -> Result<Batch> {
     let (timesteps, context) = (part("train.timesteps")?.values, part("train.context")?);
     let weights = vec![1.0; timesteps.len()];
     let context_shape = context.axes()?;
-    Ok(Batch { latent_shape, noisy, target, timesteps, context_shape, context: context.values, weights })
+    let context = context.values;
+    Ok(Batch {
+        latent_shape,
+        noisy,
+        target,
+        timesteps,
+        context_shape,
+        context,
+        weights,
+        ..Batch::default()
+    })
 }
 
 /// Compares a flat buffer with one golden per matrix.

@@ -123,7 +123,7 @@ fn values_that_cannot_work_are_refused_with_key_line_and_value() {
 fn learning_rates_follow_their_schedule() {
     let mut config = Config::default();
     (config.train.lr, config.train.steps, config.train.warmup_steps) = (1.0, 14, 4);
-    let rates = |config: &Config| (0..14).map(|i| config.lr_at(i)).collect::<Vec<f32>>();
+    let rates = |config: &Config| (0..14).map(|i| config.lr_factor(i, 14) as f32).collect::<Vec<f32>>();
     assert_eq!(rates(&config)[..5], [0.25, 0.5, 0.75, 1.0, 1.0]);
     config.train.lr_schedule = Schedule::Linear;
     for (got, want) in rates(&config)[4..].iter().zip([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1f32]) {

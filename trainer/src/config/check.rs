@@ -1,6 +1,8 @@
 //! What a config must satisfy beyond its types.
 
-use super::{Config, DatasetConfig, LoraRule, TrainConfig};
+use std::collections::BTreeSet;
+
+use super::{Config, DatasetConfig, FeatureConfig, LoraRule, TrainConfig};
 use crate::dataset::PICTURE_EXTENSIONS;
 use crate::{Error, Result};
 
@@ -39,7 +41,7 @@ impl Config {
     }
 
     pub(super) fn check(&self) -> Result<(), Problem> {
-        let Self { model, output, save_dtype: _, log, seed, dataset, lora, train } = self;
+        let Self { model, output, save_dtype: _, log, seed, order: _, dataset, lora, feature, train } = self;
         let safetensors =
             output.extension().is_some_and(|e| e == "safetensors") && output.file_stem().is_some();
         require(!model.as_os_str().is_empty(), "model", model, "must be the folder of a diffusers model")?;
@@ -54,22 +56,131 @@ impl Config {
             require(log != output, "log", log, "is also `output`; give the log a path of its own")?;
         }
         require(i64::try_from(*seed).is_ok(), "seed", seed, "must be at most 9223372036854775807")?;
-        dataset.check()?;
-        require(!lora.is_empty(), "lora", lora, "selects no layers; give at least one [[lora]] rule")?;
-        lora.iter().enumerate().try_for_each(|(i, rule)| rule.check(i))?;
-        train.check()
+        train.check()?;
+        if feature.is_empty() {
+            dataset.check("")?;
+            return check_rules(lora, "");
+        }
+        // what would be ignored in silence
+        let must = "is for runs without features; move it into each [[feature]]";
+        require(*dataset == DatasetConfig::default(), "dataset", &dataset.folder, must)?;
+        let selects: Vec<&String> = lora.iter().map(|rule| &rule.select).collect();
+        require(*lora == Config::default().lora, "lora", selects, must)?;
+        feature.iter().enumerate().try_for_each(|(i, feature)| feature.check(i, self))?;
+        let features = self.features();
+        let mut files = BTreeSet::from([output.as_path()]);
+        for (i, feature) in features.iter().enumerate() {
+            let (key, file) = (format!("feature[{i}].output"), feature.file());
+            require(
+                files.insert(file),
+                &key,
+                file,
+                "is another file of this run; give it a path of its own",
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn check_rules(lora: &[LoraRule], prefix: &str) -> Result<(), Problem> {
+    let key = format!("{prefix}lora");
+    require(!lora.is_empty(), &key, lora, "selects no layers; give at least one rule")?;
+    lora.iter().enumerate().try_for_each(|(i, rule)| rule.check(&format!("{key}[{i}]")))
+}
+
+impl FeatureConfig {
+    /// `i` is its place in `config`.
+    fn check(&self, i: usize, config: &Config) -> Result<(), Problem> {
+        let Self {
+            name,
+            tags,
+            class: _,
+            describes: _,
+            output,
+            steps,
+            loss_weight,
+            with_frozen: _,
+            dataset,
+            lora,
+            silence,
+            preserve,
+        } = self;
+        let prefix = format!("feature[{i}].");
+        let key = |name: &str| format!("{prefix}{name}");
+        let simple = |c: char| c.is_alphanumeric() || "_-.".contains(c);
+        let named = !name.is_empty() && name.chars().all(simple) && !name.starts_with('.');
+        require(
+            named,
+            &key("name"),
+            name,
+            "must be letters, digits, `_`, `-` and `.`, as files are named after it",
+        )?;
+        let earlier = &config.feature[..i];
+        let taken = earlier.iter().any(|f| f.name == *name);
+        require(
+            !taken,
+            &key("name"),
+            name,
+            "is the name of an earlier feature; give each a name of its own",
+        )?;
+        let must = "must name at least one tag; a feature without one could not be called";
+        require(!tags.is_empty() && tags.iter().all(|t| !t.trim().is_empty()), &key("tags"), tags, must)?;
+        for tag in tags {
+            let same = |other: &String| other.trim().eq_ignore_ascii_case(tag.trim());
+            let of = earlier.iter().find(|f| f.tags.iter().any(same)).map(|f| &f.name);
+            let must =
+                format!("is also a tag of {}; give each feature tags of its own", of.map_or("", |n| n));
+            require(of.is_none(), &key("tags"), tag, &must)?;
+        }
+        if let Some(output) = output {
+            let safetensors = output.extension().is_some_and(|e| e == "safetensors");
+            require(safetensors, &key("output"), output, "must be the path of a `.safetensors` file")?;
+        }
+        require(*steps != Some(0), &key("steps"), 0, "must be at least 1; omit it to use train.steps")?;
+        require(positive(*loss_weight), &key("loss_weight"), loss_weight, "must be more than 0")?;
+        dataset.check(&prefix)?;
+        check_rules(lora, &prefix)?;
+        if let Some(silence) = silence {
+            require(
+                !silence.bank.is_empty(),
+                &key("silence.bank"),
+                &silence.bank,
+                "must be \"default\" or a file",
+            )?;
+        }
+        if let Some(preserve) = preserve {
+            let weight = preserve.weight;
+            require(
+                positive(weight),
+                &key("preserve.weight"),
+                weight,
+                "must be more than 0; omit [feature.preserve]",
+            )?;
+            let (share, must) = (preserve.share, "must be more than 0 and at most 8");
+            require(positive(share) && share <= 8.0, &key("preserve.share"), share, must)?;
+            let kinds = &preserve.prompts;
+            require(
+                !kinds.is_empty(),
+                &key("preserve.prompts"),
+                kinds,
+                "must name at least one kind of prompts",
+            )?;
+        }
+        Ok(())
     }
 }
 
 impl DatasetConfig {
     /// Checks every value, as [`Config::validate`] does for the whole.
     pub(crate) fn validate(&self) -> Result<()> {
-        self.check().map_err(Problem::into_error)
+        self.check("").map_err(Problem::into_error)
     }
 
-    fn check(&self) -> Result<(), Problem> {
+    /// `prefix` is what stands before `dataset` in the keys of errors.
+    fn check(&self, prefix: &str) -> Result<(), Problem> {
+        let key = |name: &str| format!("{prefix}dataset.{name}");
         let Self { folder, resolution, caption_extension: extension, center_crop: _, flip: _ } = self;
-        require(!folder.as_os_str().is_empty(), "dataset.folder", folder, "must be a folder of pictures")?;
+        require(!folder.as_os_str().is_empty(), &key("folder"), folder, "must be a folder of pictures")?;
         for side in [resolution.width, resolution.height] {
             let whole = side.is_multiple_of(LATENT_PIXELS) && (LATENT_PIXELS..=MAX_SIDE).contains(&side);
             let lower = (side - side % LATENT_PIXELS).clamp(LATENT_PIXELS, MAX_SIDE - LATENT_PIXELS);
@@ -77,10 +188,10 @@ impl DatasetConfig {
                 "must be a multiple of {LATENT_PIXELS} from {LATENT_PIXELS} to {MAX_SIDE}; try {lower} or {}",
                 lower + LATENT_PIXELS
             );
-            require(whole, "dataset.resolution", side, &must)?;
+            require(whole, &key("resolution"), side, &must)?;
         }
         let bare = extension.strip_prefix('.').unwrap_or("");
-        let key = "dataset.caption_extension";
+        let key = &key("caption_extension");
         require(
             !bare.is_empty() && !bare.contains(['/', '\\']),
             key,
@@ -93,9 +204,9 @@ impl DatasetConfig {
 }
 
 impl LoraRule {
-    fn check(&self, i: usize) -> Result<(), Problem> {
+    fn check(&self, rule: &str) -> Result<(), Problem> {
         let Self { select, rank, alpha, lr } = self;
-        let key = |name: &str| format!("lora[{i}].{name}");
+        let key = |name: &str| format!("{rule}.{name}");
         require(
             !select.trim().is_empty(),
             &key("select"),

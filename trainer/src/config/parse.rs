@@ -1,7 +1,7 @@
 //! From TOML to [`Config`], and from an error back to its line and key.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
@@ -35,8 +35,15 @@ impl Config {
     /// Makes every path relative to `folder`, unless it is absolute.
     fn resolve(&mut self, folder: &Path) {
         let paths = [&mut self.model, &mut self.output, &mut self.dataset.folder];
-        for path in paths.into_iter().chain(self.log.as_mut()) {
-            *path = folder.join(std::mem::replace(path, PathBuf::new()));
+        let optional = self.log.iter_mut().chain(self.feature.iter_mut().filter_map(|f| f.output.as_mut()));
+        for path in paths.into_iter().chain(optional) {
+            *path = folder.join(std::mem::take(path));
+        }
+        for feature in &mut self.feature {
+            feature.dataset.folder = folder.join(&feature.dataset.folder);
+            if let Some(silence) = feature.silence.as_mut().filter(|s| s.bank_file().is_some()) {
+                silence.bank = folder.join(&silence.bank).to_string_lossy().into_owned();
+            }
         }
     }
 }

@@ -3,7 +3,10 @@
 use std::fmt::{Debug, Write};
 use std::path::Path;
 
-use super::{Config, DatasetConfig, LoraRule, Precision, Resolution, Schedule, TrainConfig};
+use super::{
+    Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
+    Resolution, Schedule, SilenceConfig, TrainConfig,
+};
 
 impl Config {
     /// Every key at its default, with comments: a file to start from.
@@ -11,10 +14,30 @@ impl Config {
         Self::default().to_toml()
     }
 
+    /// A config of two features with every key: a file to start from.
+    pub fn example_toml() -> String {
+        let feature = |name: &str, class: &str, select: &str| FeatureConfig {
+            name: name.into(),
+            tags: vec![name.into()],
+            class: class.into(),
+            describes: vec![class.into()],
+            dataset: DatasetConfig { folder: format!("pictures/{name}").into(), ..DatasetConfig::default() },
+            lora: vec![LoraRule { select: select.into(), ..LoraRule::default() }],
+            silence: Some(SilenceConfig::default()),
+            preserve: Some(PreserveConfig::default()),
+            ..FeatureConfig::default()
+        };
+        let feature = vec![
+            feature("hair_style_a", "hair", "up_blocks.1 & attn"),
+            feature("clothing_style_b", "clothing", "up_blocks.2 & attn"),
+        ];
+        Self { feature, ..Self::default() }.to_toml()
+    }
+
     /// The whole config in effect as commented TOML, which parses back to the same config.
     pub fn to_toml(&self) -> String {
         // Taken apart without `..`, here and below, so that a new key cannot be forgotten.
-        let Self { model, output, save_dtype, log, seed, dataset, lora, train } = self;
+        let Self { model, output, save_dtype, log, seed, order, dataset, lora, feature, train } = self;
         let mut text = String::from("# Paths are relative to the folder of this file.\n\n");
         let t = &mut text;
         line(t, "model", path(model), "folder of a Stable Diffusion model in diffusers layout");
@@ -23,9 +46,17 @@ impl Config {
         let log = log.as_deref().map(path);
         optional(t, "log", log, path(&self.log_path()), "one JSON line a step; default: beside the output");
         line(t, "seed", seed.to_string(), "all chance in a run comes from this number");
-        dataset.print(t);
-        for rule in lora {
-            rule.print(t, train.lr);
+        let staged = if *order == Order::Staged { "staged" } else { "joint" };
+        let note = "several features: \"staged\", one after the other, or \"joint\", side by side";
+        line(t, "order", string(staged), note);
+        if feature.is_empty() {
+            dataset.print(t, "");
+            for rule in lora {
+                rule.print(t, train.lr, "");
+            }
+        }
+        for feature in feature {
+            feature.print(t, self);
         }
         train.print(t);
         text
@@ -33,9 +64,9 @@ impl Config {
 }
 
 impl DatasetConfig {
-    fn print(&self, t: &mut String) {
+    fn print(&self, t: &mut String, prefix: &str) {
         let Self { folder, resolution, caption_extension, center_crop, flip } = self;
-        t.push_str("\n[dataset]\n");
+        t.push_str(&format!("\n[{prefix}dataset]\n"));
         line(
             t,
             "folder",
@@ -59,10 +90,68 @@ impl DatasetConfig {
     }
 }
 
+impl FeatureConfig {
+    fn print(&self, t: &mut String, config: &Config) {
+        let Self {
+            name,
+            tags,
+            class,
+            describes,
+            output,
+            steps,
+            loss_weight,
+            with_frozen,
+            dataset,
+            lora,
+            silence,
+            preserve,
+        } = self;
+        t.push_str("\n[[feature]] # something to learn; repeat the table for others\n");
+        line(t, "name", string(name), "names its files");
+        line(t, "tags", strings(tags), "words that call it; every caption carries one of them");
+        line(t, "class", string(class), "what such a thing is called; may stand in for the tag");
+        line(t, "describes", strings(describes), "words that captions should leave out");
+        let output = output.as_deref().map(path);
+        let beside = config.output.with_file_name(format!("lora-{name}.safetensors"));
+        optional(t, "output", output, path(&beside), "its LoRA; default: named after the run's output");
+        let steps = steps.map(|steps| steps.to_string());
+        optional(t, "steps", steps, config.train.steps.to_string(), "updates; default: train.steps");
+        line(t, "loss_weight", number(loss_weight), "factor on its loss");
+        line(
+            t,
+            "with_frozen",
+            number(with_frozen),
+            "staged: learn beside earlier features, which are frozen",
+        );
+        if let Some(SilenceConfig { bank, rank, disjoint }) = silence {
+            t.push_str(
+                "\n[feature.silence] # keys and values of the text stay the base model's without the tag\n",
+            );
+            line(t, "bank", string(bank), "\"default\", or a file with one prompt a line");
+            line(t, "rank", number(rank), "directions of ordinary text to be deaf to; more costs learning");
+            line(t, "disjoint", number(disjoint), "also deaf to what earlier features hear");
+        }
+        if let Some(PreserveConfig { weight, share, prompts }) = preserve {
+            t.push_str("\n[feature.preserve] # train the model to stay as it was without the tag\n");
+            line(t, "weight", number(weight), "factor on that loss");
+            line(t, "share", number(share), "such samples for each sample that is learned from");
+            let known = |kind: &PreservePrompt| PreservePrompt::ALL.into_iter().find(|(_, k)| k == kind);
+            let names = prompts.iter().filter_map(known).map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+            line(t, "prompts", strings(&names), "kinds of prompts");
+        }
+        dataset.print(t, "feature.");
+        for rule in lora {
+            rule.print(t, config.train.lr, "feature.");
+        }
+    }
+}
+
 impl LoraRule {
-    fn print(&self, t: &mut String, train_lr: f64) {
+    fn print(&self, t: &mut String, train_lr: f64, prefix: &str) {
         let Self { select, rank, alpha, lr } = self;
-        t.push_str("\n[[lora]] # a rule; repeat the table to give other layers another rank\n");
+        t.push_str(&format!(
+            "\n[[{prefix}lora]] # a rule; repeat the table to give other layers another rank\n"
+        ));
         line(t, "select", string(select), "pattern of layer paths, or the name of a group of layers");
         line(t, "rank", number(rank), "more learns more, and makes a larger file");
         line(t, "alpha", number(alpha), "the LoRA is scaled by alpha / rank");
@@ -150,6 +239,10 @@ fn number(x: impl Debug) -> String {
 
 fn string(s: &str) -> String {
     toml::Value::from(s).to_string()
+}
+
+fn strings(list: &[String]) -> String {
+    format!("[{}]", list.iter().map(|s| string(s)).collect::<Vec<_>>().join(", "))
 }
 
 fn path(path: &Path) -> String {

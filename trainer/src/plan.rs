@@ -1,0 +1,110 @@
+//! What a run is going to do, found out before the GPU works.
+
+use std::path::Path;
+
+use strata_model::{LoraFile, Match, Rule, Selection};
+
+use crate::config::{FeatureConfig, Order};
+use crate::metadata::fingerprint;
+use crate::preserve::{Preservation, carries, swap_tags};
+use crate::silence::{default_bank, read_bank};
+use crate::{Config, Dataset, Error, Result, noise};
+
+/// A feature and what its config leads to before anything is run.
+pub(crate) struct Plan {
+    pub feature: FeatureConfig,
+    pub dataset: Dataset,
+    pub matches: Vec<Match>,
+    pub preservation: Preservation,
+    /// What must be equal for its file to be the one that this run would write.
+    pub fingerprint: String,
+    /// Whether it is to be trained, rather than there already or not asked for.
+    pub due: bool,
+}
+
+/// Reads what each feature is made of, and says which features are to be trained.
+pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
+    let features = config.features();
+    if let Some(only) = only.filter(|only| !features.iter().any(|f| f.name == *only)) {
+        let names: Vec<&str> = features.iter().map(|f| f.name.as_str()).collect();
+        let message = format!("no feature {only:?}; the config has {}", names.join(", "));
+        return Err(Error::Config { file: None, line: None, message });
+    }
+    let mut plans: Vec<Plan> = Vec::new();
+    for feature in &features {
+        let dataset = Dataset::open(&feature.dataset)?;
+        check_tags(feature, &dataset)?;
+        let matches = select(&config.model, feature)?;
+        let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
+        let others: Vec<&FeatureConfig> = features.iter().filter(|f| f.name != feature.name).collect();
+        let seed = noise::feature_seed(config.seed, &feature.name);
+        let preservation = Preservation::new(seed, feature, &captions, &others);
+        // a stage stands on those before it
+        let before = match config.order == Order::Staged && feature.with_frozen {
+            true => plans.iter().map(|plan| plan.fingerprint.as_str()).collect(),
+            false => Vec::new(),
+        };
+        let fingerprint = fingerprint(config, feature, &dataset, &preservation, &before)?;
+        // a run without features always trains: its file has no stages to go on from
+        let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
+        let due = only.map_or(!done, |only| only == feature.name);
+        plans.push(Plan { feature: feature.clone(), dataset, matches, preservation, fingerprint, due });
+    }
+    Ok(plans)
+}
+
+/// Whether a file is what a run with this fingerprint has written at its end.
+pub(crate) fn is_done(file: &Path, fingerprint: &str) -> bool {
+    file.is_file()
+        && LoraFile::read(file)
+            .is_ok_and(|f| f.metadata.get("strata_run").is_some_and(|run| run == fingerprint))
+}
+
+/// Every caption must carry a tag of its feature: one that does not would teach the feature to come uncalled.
+fn check_tags(feature: &FeatureConfig, dataset: &Dataset) -> Result<()> {
+    let bare =
+        dataset.pictures().iter().find(|p| !feature.tags.is_empty() && !carries(&p.caption, &feature.tags));
+    match bare {
+        None => Ok(()),
+        Some(picture) => Err(Error::Dataset(format!(
+            "the caption of {} carries no tag of {}: {:?}; put {} into it",
+            picture.path.display(),
+            feature.name,
+            picture.caption,
+            feature.tags.join(" or ")
+        ))),
+    }
+}
+
+/// The layers that the rules of a feature select.
+fn select(model: &Path, feature: &FeatureConfig) -> Result<Vec<Match>> {
+    let rule = |r: &crate::LoraRule| Rule {
+        select: r.select.clone(),
+        rank: r.rank as usize,
+        alpha: r.alpha as f32,
+        lr: r.lr.map(|lr| lr as f32),
+    };
+    let rules: Vec<Rule> = feature.lora.iter().map(rule).collect();
+    let layers = strata_model::unet_layers(&model.join("unet"))?;
+    Ok(Selection::new(&rules)?.resolve(&layers)?)
+}
+
+/// What a feature must be deaf to: a bank, its captions without their tags and with the class, and all other tags.
+pub(crate) fn silent_prompts(plans: &[Plan], own: usize) -> Result<Vec<String>> {
+    let feature = &plans[own].feature;
+    let file = feature.silence.as_ref().and_then(|silence| silence.bank_file());
+    let mut prompts = file.map_or_else(|| Ok(default_bank()), read_bank)?;
+    for picture in plans[own].dataset.pictures() {
+        let mut swap = |with: &str| prompts.push(swap_tags(&picture.caption, &feature.tags, with));
+        swap("");
+        if !feature.class.is_empty() {
+            swap(&feature.class);
+        }
+        plans
+            .iter()
+            .filter(|p| p.feature.name != feature.name)
+            .flat_map(|p| &p.feature.tags)
+            .for_each(|t| swap(t));
+    }
+    Ok(prompts)
+}
