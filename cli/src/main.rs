@@ -25,6 +25,7 @@ Examples:
   strata train --print-config > run.toml          a config to start from
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
+  strata probe sd15 --lora lora.safetensors       what a LoRA does with its tag and without
 
 `strata COMMAND --help` says more about each.";
 
@@ -34,6 +35,7 @@ enum Command {
     Layers(commands::layers::Layers),
     Train(commands::train::Train),
     Generate(commands::generate::Generate),
+    Probe(commands::probe::Probe),
     Parity(commands::parity::Parity),
 }
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Command::Layers(command) => command.run(&mut out),
         Command::Train(command) => command.run(&mut out),
         Command::Generate(command) => command.run(&mut out),
+        Command::Probe(command) => command.run(&mut out),
         Command::Parity(command) => command.run(&mut out),
     };
     match done.and_then(|()| Ok(out.flush()?)) {

@@ -33,6 +33,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// A feature that cannot be probed, or what it is probed with.
+    #[error("{0}")]
+    Probe(String),
+
     /// The operating system refused a file or a folder.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

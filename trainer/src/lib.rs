@@ -13,6 +13,7 @@ mod log;
 mod loss_scale;
 mod metadata;
 pub mod noise;
+pub mod probe;
 mod run;
 mod step;
 

@@ -34,6 +34,8 @@ pub enum Stream {
     Offset = 8,
     /// The noise that a generated picture starts from.
     Picture = 9,
+    /// What the probe draws.
+    Probe = 10,
 }
 
 /// Independent bits for each (seed, stream, step, sample).
