@@ -5,6 +5,7 @@
 //! Sums are f32 always. Every op checks shapes, launches, and records its way back on the tape.
 
 mod attention;
+mod blend;
 mod conv2d;
 mod elementwise;
 mod embedding;
@@ -20,6 +21,7 @@ mod tokens;
 mod variants;
 
 pub use attention::{AttentionArgs, attention};
+pub use blend::blend;
 pub use conv2d::{ConvArgs, ConvShape, Padding, conv2d};
 pub use elementwise::{Act, activation, add, cast, geglu};
 pub use embedding::{embedding, timestep_embedding};
@@ -35,6 +37,7 @@ pub use variants::{Variant, variants};
 /// The naive f64 twins of the ops: their specification.
 pub mod reference {
     pub use crate::attention::reference as attention;
+    pub use crate::blend::reference as blend;
     pub use crate::conv2d::reference as conv2d;
     pub use crate::elementwise::geglu_reference as geglu;
     pub use crate::group_norm::reference as group_norm;

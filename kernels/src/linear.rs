@@ -1,13 +1,13 @@
 //! A frozen linear layer with LoRA branches: `y = act(x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ) + residual`.
 //!
-//! The first LoRA costs a product with r columns and r more steps in the main loop (K-extension); W is never merged.
+//! LoRAs cost a product with r columns each and Σ r more steps in the main loop (K-extension); W is never merged.
 //! Saved for the way back: x where a `down` is trained, S = gate · scale · x downᵀ where an `up` is. Never dW.
 
 use strata_engine::{DType, Error, Grads, Result, Tape, Tensor};
 
 use crate::gemm::{Ext, Gemm, Layout};
 use crate::tokens::accumulate_product;
-use crate::{Act, activation};
+use crate::{Act, activation, concat};
 
 /// What a LoRA's output is multiplied with on top of its scale.
 #[derive(Clone, Copy, Debug)]
@@ -73,9 +73,8 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
     let mut inputs = vec![x];
     inputs.extend(args.residual);
     inputs.extend(loras.iter().flat_map(|l| [l.down, l.up]));
-    if args.act != Act::None && (loras.len() > 1 || inputs.iter().any(|t| tape.tracks(t))) {
-        // the way back needs the value before the activation, which the epilogue would not leave behind; and with
-        // two or more LoRAs the sum is complete only after the first launch
+    if args.act != Act::None && inputs.iter().any(|t| tape.tracks(t)) {
+        // the way back needs the value before the activation, which the epilogue would not leave behind
         let plain =
             linear(tape, x, w, &LinearArgs { act: Act::None, residual: None, out: Some(out), ..*args })?;
         let y = activation(tape, &plain, args.act)?;
@@ -91,8 +90,9 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
         let s = narrow(x, lora.down, Layout::Nt, k, scale, gate)?;
         branches.push((lora, scale, gate, s));
     }
-    let mut y = Gemm {
-        ext: branches.first().map(|(lora, _, _, s)| Ext { s, u: lora.up }),
+    let sum = side_by_side(branches.iter().map(|(lora, _, _, s)| (s, lora.up)))?;
+    let y = Gemm {
+        ext: sum.as_ref().map(|(s, u)| Ext { s, u }),
         bias: args.bias,
         residual: args.residual,
         act: args.act,
@@ -100,10 +100,6 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
         ..Gemm::new(x, w, Layout::Nt, [m, n, k])
     }
     .run("linear", &shape)?;
-    for (lora, _, _, s) in branches.iter().skip(1) {
-        y = Gemm { residual: Some(&y), out, ..Gemm::new(s, lora.up, Layout::Nt, [m, n, s.last()]) }
-            .run("linear", &shape)?;
-    }
 
     if inputs.iter().any(|t| tape.tracks(t)) {
         let branches: Vec<Branch> = branches
@@ -184,6 +180,22 @@ fn narrow(
 ) -> Result<Tensor> {
     let (m, r) = (x.rows(), if layout == Layout::Nt { b.rows() } else { b.last() });
     Gemm { alpha: scale, gate, ..Gemm::new(x, b, layout, [m, r, c]) }.run("linear", &[m, r])
+}
+
+/// All S `[m, r]` as one, and all `up` `[n, r]`: one launch then sums every LoRA in f32, in one order whatever else is
+/// on, so that a row's bits do not depend on LoRAs that are off in it.
+fn side_by_side<'a>(
+    branches: impl Iterator<Item = (&'a Tensor, &'a Tensor)>,
+) -> Result<Option<(Tensor, Tensor)>> {
+    let off = Tape::off();
+    let mut sum = None;
+    for (s, u) in branches {
+        sum = Some(match sum {
+            None => (s.clone(), u.clone()),
+            Some((all_s, all_u)) => (concat(&off, &all_s, s)?, concat(&off, &all_u, u)?),
+        });
+    }
+    Ok(sum)
 }
 
 fn check(x: &Tensor, w: &Tensor, args: &LinearArgs<'_>, shape: &[usize], out: DType) -> Result<()> {

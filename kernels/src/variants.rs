@@ -47,6 +47,7 @@ pub fn variants() -> Result<Vec<Variant>> {
         crate::group_norm::variants,
         crate::layer_norm::variants,
         crate::attention::variants,
+        crate::blend::variants,
         crate::embedding::variants,
         crate::mse::variants,
         crate::optimizer::variants,

@@ -3,13 +3,19 @@
 //! A layer's rows are samples, places of the picture or tokens of the text ([`Rows`]), and a feature may be on in some
 //! rows and off in others. Where it is off in all rows of a layer its LoRA is not launched there; rows that are off
 //! beside rows that are on have the base model's bits too, since adding 0 · u to a sum changes nothing.
+//!
+//! A feature may be kept to a part of the picture. Rows of places are then weighed by it. Keys and values of
+//! cross-attention belong to no place, so there the attention itself runs twice, without the feature and with it, and
+//! each place takes its mixture of both. The time embedding belongs to the whole sample: a feature with a part of the
+//! picture is off there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
-use strata_engine::{DType, Tensor};
-use strata_kernels::Gate;
+use strata_engine::{DType, Gpu, Tape, Tensor};
+use strata_kernels::{Gate, blend};
 
+use crate::region::PlaceMask;
 use crate::{Error, Result};
 
 /// What the rows of a layer's input are.
@@ -42,6 +48,8 @@ pub struct RowGates {
     pub samples: Vec<f32>,
     /// For rows of text, in place of their sample's factor: one per token, `[B, T]`.
     pub text: Option<Vec<f32>>,
+    /// The part of the picture that the feature is kept to.
+    pub places: Option<PlaceMask>,
 }
 
 /// What each attached [`LoraSet`](crate::LoraSet) is multiplied by, in the order of attaching. Of one GPU: vectors of
@@ -49,14 +57,21 @@ pub struct RowGates {
 #[derive(Debug, Default)]
 pub struct Gates {
     features: Vec<Strength>,
-    made: Mutex<BTreeMap<(usize, Rows), Held>>,
+    /// The parts of the picture that features are kept to, each once.
+    parts: Vec<PlaceMask>,
+    gates: Mutex<BTreeMap<Key, Held>>,
+    shares: Mutex<BTreeMap<(Vec<usize>, usize), Shares>>,
 }
 
 #[derive(Debug, Clone)]
 enum Strength {
     All(f32),
-    Rows(RowGates),
+    /// And the number of the part of the picture it is kept to.
+    Rows(RowGates, Option<usize>),
 }
+
+/// Feature, kind of rows, and how many there are.
+type Key = (usize, Rows, usize);
 
 /// A gate as a layer holds it while it launches.
 #[derive(Debug, Clone)]
@@ -65,7 +80,16 @@ pub(crate) enum Held {
     Rows(Tensor),
 }
 
-static NONE: Gates = Gates { features: Vec::new(), made: Mutex::new(BTreeMap::new()) };
+/// For each part of the picture, what each row of a mixed attention keeps of what it has so far, and takes of the
+/// attention with the features of that part.
+type Shares = Vec<(usize, [Tensor; 2])>;
+
+static NONE: Gates = Gates {
+    features: Vec::new(),
+    parts: Vec::new(),
+    gates: Mutex::new(BTreeMap::new()),
+    shares: Mutex::new(BTreeMap::new()),
+};
 
 impl Gates {
     /// Where no LoRA is attached.
@@ -80,29 +104,117 @@ impl Gates {
 
     /// Features that differ from row to row.
     pub fn rows(features: Vec<RowGates>) -> Self {
-        Self { features: features.into_iter().map(Strength::Rows).collect(), ..Self::default() }
+        let mut gates = Self::default();
+        for feature in features {
+            let part = feature.places.as_ref().map(|places| {
+                let known = gates.parts.iter().position(|part| part == places);
+                known.unwrap_or_else(|| {
+                    gates.parts.push(places.clone());
+                    gates.parts.len() - 1
+                })
+            });
+            gates.features.push(Strength::Rows(feature, part));
+        }
+        gates
     }
 
-    /// The gate of LoRA set number `feature` for a layer with such rows and input x.
-    pub(crate) fn of(&self, feature: usize, rows: Rows, x: &Tensor) -> Result<Held> {
+    /// The gate of LoRA set number `feature` for a layer with such rows and input x. Of the features that are kept to a
+    /// part of the picture, layers on text have those of part `part` alone.
+    pub(crate) fn of(&self, feature: usize, rows: Rows, x: &Tensor, part: Option<usize>) -> Result<Held> {
         let given = self.features.len();
         let Some(strength) = self.features.get(feature) else {
             return Err(Error::Lora(format!(
                 "LoRA set number {feature} is attached, but only {given} gates are given; give one for each set"
             )));
         };
-        let gates = match strength {
+        let (gates, own) = match strength {
             Strength::All(factor) => return Ok(Held::Scalar(*factor)),
-            Strength::Rows(gates) => gates,
+            Strength::Rows(gates, own) => (gates, *own),
         };
         gates.check(feature, rows, x)?;
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = made.get(&(feature, rows)) {
+        let elsewhere = own.is_some() && own != part;
+        if own.is_some() && (rows == Rows::Sample || rows == Rows::Text && elsewhere) {
+            return Ok(Held::Scalar(0.0));
+        }
+        let mut made = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (feature, rows, x.rows());
+        if let Some(held) = made.get(&key) {
             return Ok(held.clone());
         }
-        let held = Held::new(gates.values(rows), x)?;
-        made.insert((feature, rows), held.clone());
+        let values = match (rows, own) {
+            (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, x.rows())?,
+            _ => gates.values(rows).to_vec(),
+        };
+        let held = Held::new(x.gpu(), &values)?;
+        made.insert(key, held.clone());
         Ok(held)
+    }
+
+    /// Each sample's factor times how far its places lie in a part of the picture, for so many rows.
+    fn in_part(&self, part: usize, samples: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let level = self.parts[part].level(rows / samples.len())?;
+        Ok(samples.iter().flat_map(|sample| level.iter().map(move |share| sample * share)).collect())
+    }
+
+    /// Cross-attention whose keys and values carry the LoRAs of these features: `whole` is without those of any part of
+    /// the picture, and `with` gives it with those of one. Where parts overlap, what each adds is added up.
+    pub(crate) fn mix(
+        &self,
+        tape: &Tape,
+        carried: &BTreeSet<usize>,
+        whole: Tensor,
+        with: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut sum = whole;
+        for (part, [kept, taken]) in self.shares(carried, &sum)? {
+            sum = blend(tape, [&sum, &with(part)?], [&kept, &taken])?;
+        }
+        Ok(sum)
+    }
+
+    /// Who takes what, of the parts of the picture that some of the features is kept to and on in some sample. Rows that
+    /// have nothing of a part go through its step unchanged, so they do not depend on it.
+    fn shares(&self, carried: &BTreeSet<usize>, x: &Tensor) -> Result<Shares> {
+        // which samples have a feature of each part
+        let mut on: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+        for feature in carried {
+            let Some(Strength::Rows(gates, Some(part))) = self.features.get(*feature) else { continue };
+            let values = gates.values(Rows::Text);
+            let tokens = values.len() / gates.samples.len();
+            let on = on.entry(*part).or_insert_with(|| vec![0.0; gates.samples.len()]);
+            for (on, values) in on.iter_mut().zip(values.chunks_exact(tokens)) {
+                if values.iter().any(|value| *value != 0.0) {
+                    *on = 1.0;
+                }
+            }
+        }
+        on.retain(|_, on| on.contains(&1.0));
+        if on.is_empty() {
+            return Ok(Shares::new());
+        }
+        let mut made = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (carried.iter().copied().collect(), x.rows());
+        if let Some(shares) = made.get(&key) {
+            return Ok(shares.clone());
+        }
+        let upload = |values: &[f32]| Tensor::from_f32(x.gpu(), values, &[values.len()], DType::F32);
+        let taken = |(part, on): (&usize, &Vec<f32>)| Ok((*part, self.in_part(*part, on, x.rows())?));
+        let taken = on.iter().map(taken).collect::<Result<Vec<_>>>()?;
+        let mut rest = vec![1.0; x.rows()];
+        for (_, taken) in &taken {
+            rest.iter_mut().zip(taken).for_each(|(rest, taken)| *rest -= taken);
+        }
+        let mut shares = Shares::new();
+        for (part, taken) in taken {
+            // the first part that a row has something of takes it away from the whole
+            let keep = |(rest, taken): (&mut f32, &f32)| {
+                if *taken == 0.0 { 1.0 } else { std::mem::replace(rest, 1.0) }
+            };
+            let kept: Vec<f32> = rest.iter_mut().zip(&taken).map(keep).collect();
+            shares.push((part, [upload(&kept)?, upload(&taken)?]));
+        }
+        made.insert(key, shares.clone());
+        Ok(shares)
     }
 }
 
@@ -133,13 +245,13 @@ impl RowGates {
 impl Held {
     /// All 0 is a scalar, so that nothing is launched. Other equal factors stay a vector unless they are 1: a vector is
     /// multiplied later than a scalar, which rounds otherwise, and a sample's bits should not depend on its batch.
-    fn new(values: &[f32], x: &Tensor) -> Result<Self> {
+    fn new(gpu: &Gpu, values: &[f32]) -> Result<Self> {
         for scalar in [0.0, 1.0] {
             if values.iter().all(|value| *value == scalar) {
                 return Ok(Held::Scalar(scalar));
             }
         }
-        Ok(Held::Rows(Tensor::from_f32(x.gpu(), values, &[values.len()], DType::F32)?))
+        Ok(Held::Rows(Tensor::from_f32(gpu, values, &[values.len()], DType::F32)?))
     }
 
     pub fn gate(&self) -> Gate<'_> {

@@ -23,6 +23,13 @@ pub struct Sampling {
     pub guidance: f32,
 }
 
+impl Sampling {
+    /// Whether the unwanted counts.
+    pub fn guided(&self) -> bool {
+        self.guidance != 1.0
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Self { steps: 30, guidance: 7.5 }
@@ -53,8 +60,9 @@ impl Pipeline {
     }
 
     /// Samples latents: `noise`, standard normal [B, h, w, C], becomes a latent for each pair of prompts. The model sees
-    /// a batch of the B unwanted prompts and then the B wanted ones, of which `gates` says how strong each LoRA set is;
-    /// without guidance, of the B wanted alone. `progress` is called with the number of steps done after each.
+    /// a batch of the B unwanted prompts and then the B wanted ones; without guidance, of the B wanted alone. `gates` say
+    /// how strong each LoRA set is in each of these; [`Wording::gates`](crate::Wording::gates) makes them from prompts.
+    /// `progress` is called with the number of steps done after each.
     ///
     /// # Errors
     /// Shapes do not fit, the scheduler cannot take so many steps, or the GPU fails.
@@ -68,7 +76,7 @@ impl Pipeline {
         mut progress: impl FnMut(usize),
     ) -> Result<Tensor> {
         let ddim = Ddim::new(&self.schedule, &self.scheduler, sampling.steps)?;
-        let guided = sampling.guidance != 1.0;
+        let guided = sampling.guided();
         let context = batch(prompts, guided)?;
         let gpu = context.gpu();
         let count: usize = shape.iter().product();

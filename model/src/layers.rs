@@ -103,7 +103,13 @@ impl Linear {
     /// # Errors
     /// Shapes do not fit, or an attached LoRA has no gate.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
-        self.run(cx, x, Act::None, None, None)
+        self.run(cx, x, Act::None, None, None, None)
+    }
+
+    /// As [`forward`](Self::forward) on text, with the features that are kept to part `part` of the picture, if any;
+    /// see [`Gates::mix`](crate::Gates).
+    pub(crate) fn forward_in(&self, cx: &Cx<'_>, x: &Tensor, part: Option<usize>) -> Result<Tensor> {
+        self.run(cx, x, Act::None, None, None, part)
     }
 
     /// As [`forward`](Self::forward), with y in a type of its own.
@@ -111,7 +117,7 @@ impl Linear {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_as(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
-        self.run(cx, x, Act::None, None, Some(out))
+        self.run(cx, x, Act::None, None, Some(out), None)
     }
 
     /// act(y) + residual in the same kernel, and in the residual's type.
@@ -125,7 +131,7 @@ impl Linear {
         act: Act,
         residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        self.run(cx, x, act, residual, None)
+        self.run(cx, x, act, residual, None, None)
     }
 
     fn run(
@@ -135,8 +141,9 @@ impl Linear {
         act: Act,
         residual: Option<&Tensor>,
         out: Option<DType>,
+        part: Option<usize>,
     ) -> Result<Tensor> {
-        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x);
+        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, part);
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
         let branches = self.lora.iter().zip(&gates).map(|(slot, gate)| {
             let LoraSlot { down, up, scale, .. } = slot;

@@ -3,6 +3,7 @@
 //! [`Pipeline`] opens a folder in diffusers' layout: [`ClipTokenizer`] and [`Clip`] turn text into states, [`Unet`]
 //! predicts noise, [`Vae`] goes between pictures and latents, [`NoiseSchedule`] and [`Ddim`] say how much noise there
 //! is. A [`Selection`] chooses layers of the U-Net, a [`LoraSet`] holds their LoRA, a [`LoraFile`] keeps it on disk.
+//! [`Feature`]s say which [`Tag`]s in a [`Prompt`] switch LoRAs on; [`Gates`] carry that to the layers, row by row.
 //!
 //! All activations are NHWC: images and latents [B, H, W, C], token states [B, T, C]. Paths of layers and of
 //! observed activations ([`Taps`]) are diffusers' names. This crate knows no dataset and no training.
@@ -12,18 +13,22 @@ mod build;
 mod clip;
 pub mod config;
 mod error;
+mod feature;
 mod gates;
 mod generate;
 mod layers;
 mod lora;
 mod lora_file;
 mod pipeline;
+mod prompt;
+mod region;
 mod resnet;
 mod scheduler;
 mod selection;
 mod taps;
 mod tensor_file;
 mod tokenizer;
+mod trigger;
 mod unet;
 mod vae;
 mod weights;
@@ -33,17 +38,21 @@ pub use build::WeightInfo;
 pub use clip::Clip;
 pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 pub use error::{Error, Result};
+pub use feature::{Feature, GateMode, Wording};
 pub use gates::{Gates, RowGates, Rows};
 pub use generate::{Image, Prompts, Sampling};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
 pub use lora::{LoraEntry, LoraSet};
 pub use lora_file::{LoraDtype, LoraFile, LoraModule, kohya_name};
 pub use pipeline::Pipeline;
+pub use prompt::{Mention, Prompt};
+pub use region::{PlaceMask, Region};
 pub use scheduler::{Ddim, DdimStep, Mix, NoiseSchedule};
 pub use selection::{BlockName, Blocks, Match, Rule, Selection};
 pub use taps::{Cx, Taps};
 pub use tensor_file::{TensorFile, header};
 pub use tokenizer::ClipTokenizer;
+pub use trigger::{Tag, find, find_in, tags_of};
 pub use unet::{Unet, unet_layers, unet_tensors};
 pub use vae::Vae;
 pub use weights::Weights;

@@ -5,6 +5,7 @@ use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers, replace::ReplacePattern};
@@ -90,22 +91,33 @@ impl ClipTokenizer {
     /// # Errors
     /// Only if the vocabulary lacks a byte and an unknown token to stand in for it.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        match self.tokenizer.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(e) => Err(Error::Tokenizer {
-                path: self.folder.clone(),
-                message: format!("cannot encode {text:?}: {e}"),
-            }),
-        }
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(text, e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`ids`](Self::ids), each with the bytes of `text` that it stands for.
+    pub(crate) fn spans(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(text, e))?;
+        let spans = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
+        Ok(encoding.get_ids().iter().copied().zip(spans).collect())
+    }
+
+    fn cannot_encode(&self, text: &str, error: tokenizers::Error) -> Error {
+        Error::Tokenizer { path: self.folder.clone(), message: format!("cannot encode {text:?}: {error}") }
     }
 
     /// BOS, the text's ids cut to fit, EOS, and padding: always `max_length` ids.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = vec![self.bos];
-        ids.extend(self.ids(text)?.into_iter().take(self.max_length - 2));
-        ids.push(self.eos);
-        ids.resize(self.max_length, self.pad);
-        Ok(ids)
+        Ok(self.wrap(&self.ids(text)?))
+    }
+
+    /// BOS, `ids` cut to fit, EOS, and padding: always `max_length` ids.
+    pub fn wrap(&self, ids: &[u32]) -> Vec<u32> {
+        let mut wrapped = vec![self.bos];
+        wrapped.extend(ids.iter().take(self.max_length - 2));
+        wrapped.push(self.eos);
+        wrapped.resize(self.max_length, self.pad);
+        wrapped
     }
 
     /// The id that begins every text.
@@ -126,6 +138,12 @@ impl ClipTokenizer {
     /// Length of what [`encode`](Self::encode) gives, BOS and EOS included: 77.
     pub fn max_length(&self) -> usize {
         self.max_length
+    }
+
+    /// Whether a word ends with this token: it closes with `</w>`, or is an added token, which is whole by itself.
+    pub fn ends_word(&self, id: u32) -> bool {
+        let added = self.tokenizer.get_added_vocabulary().simple_id_to_token(id).is_some();
+        added || self.token(id).is_some_and(|token| token.ends_with("</w>"))
     }
 
     /// The token that an id stands for, as the vocabulary spells it (`cat</w>`).

@@ -219,6 +219,63 @@ fn a_run_trains_and_its_lora_draws() {
     assert!(draw("on.png", &["--lora", &weighted("1.0")]) != base, "a LoRA at 1 changes nothing");
 }
 
+/// A LoRA that names its tags waits for them.
+#[test]
+fn generating_waits_for_tags() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut lora = LoraFile::read(&golden("sd15-tiny", "lora/attn_all_kohya.safetensors")).unwrap();
+    lora.write(&at("plain.safetensors")).unwrap();
+    lora.metadata.insert("strata_tags".into(), r#"["hair_style_a", "sks"]"#.into());
+    lora.write(&at("tagged.safetensors")).unwrap();
+    let mask = image::GrayImage::from_fn(4, 4, |x, _| image::Luma([if x < 2 { 255 } else { 0 }]));
+    mask.save(at("left.png")).unwrap();
+    let (plain, tagged, model) = (at("plain.safetensors"), at("tagged.safetensors"), model());
+    let draw = |prompt: &str, lora: &str, words: &[&str]| {
+        let out = at("out.png");
+        let mut args =
+            vec!["generate", text(&model), "--prompt", prompt, "--steps", "2", "--out", text(&out)];
+        args.extend(["--width", "64", "--height", "64"]);
+        if !lora.is_empty() {
+            args.extend(["--lora", lora]);
+        }
+        let run = strata(&args);
+        assert_eq!(run.code, Some(0), "{args:?}: {}", run.err);
+        words
+            .iter()
+            .for_each(|word| assert!(run.err.contains(word), "{args:?}: {word:?} not in {}", run.err));
+        image::open(&out).unwrap().into_rgb8()
+    };
+    let with = |file: &Path, options: &str| format!("{}{options}", file.display());
+    let (without, tag) = ("a cat, hair_style_ab", "a cat, Hair_Style_A");
+    let (base, tag_base) = (draw(without, "", &[]), draw(tag, "", &[]));
+    assert!(draw(without, &with(&tagged, ""), &["off", "none of its tags (hair_style_a, sks)"]) == base);
+    let on = draw(tag, &with(&tagged, ":0.8"), &["on at 0.8, by hair_style_a"]);
+    assert!(on != tag_base);
+    let always = draw(tag, &with(&plain, ":0.8"), &["on at 0.8 whatever the prompt, as it names no tag"]);
+    assert!(draw(tag, &with(&tagged, ":0.8,gate=always"), &["on at 0.8 whatever the prompt"]) == always);
+    assert!(draw(tag, &with(&tagged, ":0.8,uncond"), &[]) == always && always != on);
+    assert!(draw(tag, &with(&plain, ":0.8,tag=hair_style_a"), &["by hair_style_a"]) == on);
+    assert!(draw("a cat, (hair_style_a:0.5)", &with(&tagged, ":1.6"), &["on at 0.8"]) == on);
+    let token = draw(tag, &with(&tagged, ":0.8,gate=token"), &["on at 0.8"]);
+    let after = draw(tag, &with(&tagged, ":0.8,gate=token,after"), &[]);
+    assert!(token != on && after != on && token != after && token != tag_base);
+    let left = draw(tag, &with(&tagged, ":0.8,region=0:0:0.5:1"), &[]);
+    assert!(draw(tag, &with(&tagged, &format!(":0.8,region={}", at("left.png").display())), &[]) == left);
+    assert!(left != on && left != tag_base);
+
+    let refuse = |options: &str, words: &[&str]| {
+        fails(&["generate", text(&model), "--prompt", "x", "--lora", &with(&plain, options)], words);
+    };
+    refuse(",gaet=token,after", &["gaet=token", "gate=always|prompt|token"]);
+    refuse(",gate=sometimes", &["sometimes", "always, prompt or token"]);
+    refuse(",gate=token", &["plain.safetensors", "names no tags"]);
+    refuse(",tag=sks,after", &["after needs gate=token"]);
+    refuse(",tag= ", &["tag=", "name a word"]);
+    refuse(",region=0:0:2:1", &["0:0:2:1", "left half"]);
+    refuse(",region=none.png", &["none.png"]);
+}
+
 #[test]
 fn training_refuses_what_cannot_work() {
     let folder = project();

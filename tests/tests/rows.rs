@@ -1,6 +1,7 @@
 //! The table of rows: every op, at shapes that no tile divides, forward and backward, in f32 and f16.
 
 mod attention;
+mod blend;
 mod conv;
 mod embedding;
 mod image;

@@ -66,9 +66,17 @@ fn every_shader_translates_for_every_api() {
     let wrong: Vec<String> =
         distinct.filter_map(|v| Some(format!("{}: {}", v.name, check(v).err()?))).collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), variants.len(), wrong.join("\n"));
-    for shader in
-        ["gemm_lane", "gemm_tile", "attention", "group_norm", "layer_norm", "elementwise", "optimizer", "mse"]
-    {
+    for shader in [
+        "gemm_lane",
+        "gemm_tile",
+        "attention",
+        "blend",
+        "group_norm",
+        "layer_norm",
+        "elementwise",
+        "optimizer",
+        "mse",
+    ] {
         assert!(variants.iter().any(|v| v.name.starts_with(shader)), "no variant of {shader}");
     }
     for immediates in [true, false] {

@@ -1,5 +1,7 @@
 //! `strata generate`
 
+mod lora;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -9,21 +11,37 @@ use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
 use strata_kernels::cast;
 use strata_model::{
-    Clip, ClipTokenizer, Gates, Image, LoraFile, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompts,
-    Sampling, SchedulerConfig, Unet, Vae, write_atomic,
+    Clip, ClipTokenizer, Image, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompt, Prompts, Sampling,
+    SchedulerConfig, Unet, Vae, Wording, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
 
 use super::{Dtype, GpuArgs, note};
+use lora::LoraArg;
 
 /// Draw pictures from text with DDIM
 ///
 /// Equal arguments give equal pictures. The picture of seed S is the same alone and as one of several.
+///
+/// Prompts may be of any length, and have weights as A1111 writes them: (text:1.2), (text) for × 1.1, [text] for ÷ 1.1,
+/// and \( for a bracket that means itself. The weight of a LoRA's tag is that of the LoRA.
 #[derive(clap::Args)]
 #[command(after_help = "\
+Options of a LoRA, after commas:
+  gate=always    on in every picture, in the negative prompt's half too, as in other programs; the default without tags
+  gate=prompt    on if the prompt has one of its tags, else the picture is the base model's, bit for bit; the default with tags
+  gate=token     as prompt, but keys and values of cross-attention only at the tokens of the tag
+  after          with gate=token: also at the tokens after the tag
+  tag=WORD       a tag to wait for, in place of those that the file names; may be repeated
+  uncond         on in the negative prompt's half too
+  region=LEFT:TOP:RIGHT:BOTTOM   keep it to a part of the picture, in shares from 0 to 1
+  region=MASK.png                the same, white inside
+
 Examples:
   strata generate sd15 --prompt 'a photo of a cat'
   strata generate sd15 --prompt 'a photo of sks cat' --lora lora.safetensors:0.8 --seed 7 --out cat.png
+  strata generate sd15 --prompt 'portrait, (hair_style_a:1.2)' --lora hair.safetensors:0.8,gate=token,tag=hair_style_a
+  strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
     /// Folder of a Stable Diffusion model in diffusers layout
@@ -34,8 +52,8 @@ pub struct Generate {
     /// What it should not
     #[arg(long, default_value = "")]
     negative: String,
-    /// A LoRA and how strong it is; may be given several times
-    #[arg(long, value_name = "FILE[:WEIGHT]")]
+    /// A LoRA, how strong it is, and when and where (see below); may be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]")]
     lora: Vec<String>,
     /// Times that the model is run
     #[arg(long, default_value_t = 25)]
@@ -76,7 +94,7 @@ impl Generate {
             "--guidance {}: choose a number of at least 0, such as 7.5",
             self.guidance
         );
-        let files = self.lora.iter().map(|arg| LoraArg::parse(arg)).collect::<Result<Vec<_>>>()?;
+        let loras = self.lora.iter().map(|arg| LoraArg::parse(arg)).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => dtype.on(&gpu)?,
@@ -84,24 +102,24 @@ impl Generate {
             None => DType::F32,
         };
         let mut pipeline = open(&gpu, &self.model, dtype)?;
-        let mut weights = Vec::new();
-        for LoraArg { path, file, weight } in &files {
-            let set = LoraSet::from_file(&gpu, dtype, file, &pipeline.unet)
-                .with_context(|| path.display().to_string())?;
-            pipeline.unet.attach(&set).with_context(|| path.display().to_string())?;
-            weights.push(*weight);
-        }
-        let gates = Gates::scalars(&weights);
         let shape = self.latent_shape(&pipeline)?;
-        let skip = usize::from(self.clip_skip - 1);
-        let encode = |text: &str| {
-            if pipeline.tokenizer.ids(text)?.len() + 2 > pipeline.tokenizer.max_length() {
-                note("a prompt is longer than CLIP's 75 tokens; what is over is left out");
-            }
-            anyhow::Ok(cast(&pipeline.encode(&[text], skip)?, dtype)?)
-        };
-        let prompts = Prompts { wanted: encode(&self.prompt)?, unwanted: encode(&self.negative)? };
+        let mut features = Vec::new();
+        for lora in &loras {
+            let context = || lora.path.display().to_string();
+            let set = LoraSet::from_file(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
+            pipeline.unet.attach(&set).with_context(context)?;
+            features.push(lora.feature(&pipeline.tokenizer).with_context(context)?);
+            lora.left_out(&set).iter().for_each(|text| note(text));
+        }
         let sampling = Sampling { steps: self.steps, guidance: self.guidance };
+        let wording = Wording::read(&pipeline.tokenizer, &[&self.prompt], &[&self.negative], &features)?;
+        for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
+            note(&lora.state(i, feature, &wording.wanted[0]));
+        }
+        let gates = wording.gates(&features, sampling.guided(), [shape[1], shape[2]])?;
+        let skip = usize::from(self.clip_skip - 1);
+        let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, skip)?, dtype)?);
+        let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
         let progress = bar(self.steps * usize::from(self.count));
         for i in 0..self.count {
             let seed = self.seed.wrapping_add(i.into());
@@ -151,27 +169,6 @@ impl Generate {
     }
 }
 
-/// `FILE[:WEIGHT]`, read.
-struct LoraArg {
-    path: PathBuf,
-    file: LoraFile,
-    weight: f32,
-}
-
-impl LoraArg {
-    fn parse(arg: &str) -> Result<Self> {
-        let (path, weight) = if Path::new(arg).exists() { (arg, 1.0) } else { split_weight(arg) };
-        ensure!(weight.is_finite(), "--lora {arg}: the weight must be a number, such as 0.8");
-        Ok(Self { path: path.into(), file: LoraFile::read(Path::new(path))?, weight })
-    }
-}
-
-/// A path and the number after its last colon, if there is one: a path may have colons of its own.
-fn split_weight(arg: &str) -> (&str, f32) {
-    let split = arg.rsplit_once(':').and_then(|(path, weight)| Some((path, weight.parse().ok()?)));
-    split.unwrap_or((arg, 1.0))
-}
-
 /// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
 fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
     ModelIndex::open(root)?;
@@ -199,17 +196,4 @@ fn write_png(path: &Path, picture: &Image) -> Result<()> {
 fn bar(steps: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} left");
     ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::split_weight;
-
-    #[test]
-    fn weights_after_a_colon() {
-        assert_eq!(split_weight("a.safetensors:0.8"), ("a.safetensors", 0.8));
-        assert_eq!(split_weight("a.safetensors:-1"), ("a.safetensors", -1.0));
-        assert_eq!(split_weight(r"C:\a.safetensors"), (r"C:\a.safetensors", 1.0));
-        assert_eq!(split_weight("a.safetensors"), ("a.safetensors", 1.0));
-    }
 }

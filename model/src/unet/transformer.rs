@@ -6,7 +6,7 @@ use strata_kernels::{Act, AttentionArgs, attention, geglu};
 use crate::build::Builder;
 use crate::config::UnetConfig;
 use crate::layers::{GroupNorm, Layer, LayerNorm, Linear};
-use crate::{Cx, Result};
+use crate::{Cx, Result, Rows};
 
 /// Of the norm before `proj_in`; unlike the residual blocks' it is no setting.
 const NORM_EPS: f64 = 1e-6;
@@ -167,11 +167,25 @@ impl<W> Attention<W> {
 impl Attention<Tensor> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let q = self.to_q.forward(cx, x)?;
-        let k = self.to_k.forward(cx, context)?;
-        let v = self.to_v.forward(cx, context)?;
-        let a = attention(cx.tape, &q, &k, &v, &AttentionArgs { heads: self.heads, causal: false })?;
+        let a = self.attend(cx, &q, context)?;
         cx.tap_with(&self.path, |cx| self.to_out.forward(cx, &a))?;
         self.to_out.forward_with(cx, &a, Act::None, Some(residual))
+    }
+
+    /// softmax(q kᵀ / √d) v. The LoRAs of `to_k` and `to_v` cannot be kept to a part of the picture where the context is
+    /// a text, so with such features the whole of this is mixed, place by place.
+    fn attend(&self, cx: &Cx<'_>, q: &Tensor, context: &Tensor) -> Result<Tensor> {
+        let within = |part: Option<usize>| -> Result<Tensor> {
+            let k = self.to_k.forward_in(cx, context, part)?;
+            let v = self.to_v.forward_in(cx, context, part)?;
+            Ok(attention(cx.tape, q, &k, &v, &AttentionArgs { heads: self.heads, causal: false })?)
+        };
+        let whole = within(None)?;
+        if self.to_k.rows != Rows::Text {
+            return Ok(whole);
+        }
+        let carried = self.to_k.lora.iter().chain(&self.to_v.lora).map(|slot| slot.feature).collect();
+        cx.gates.mix(cx.tape, &carried, whole, |part| within(Some(part)))
     }
 }
 
