@@ -8,6 +8,7 @@ mod frozen;
 mod gates;
 mod goldens;
 mod harness_bites;
+mod probe;
 mod rows;
 mod shaders;
 mod support;

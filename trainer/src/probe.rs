@@ -118,13 +118,7 @@ impl Probe {
     ///
     /// # Errors
     /// There is no such feature or set, predictions are not finite, or the GPU fails.
-    pub fn run(
-        &self,
-        unet: &Unet,
-        feature: usize,
-        mode: GateMode,
-        tick: &mut dyn FnMut(),
-    ) -> Result<Matrix> {
+    pub fn run(&self, unet: &Unet, feature: usize, mode: GateMode, tick: &mut dyn FnMut()) -> Result<Matrix> {
         let errors = self.errors(unet, feature, feature, mode, tick)?;
         Ok(self.matrix(feature, mode, &errors))
     }

@@ -12,10 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use strata_engine::Gpu;
 use strata_model::{GateMode, LoraSet, Pipeline, Tag};
 use strata_trainer::Resolution;
-use strata_trainer::probe::{Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts};
+use strata_trainer::probe::{
+    Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts,
+};
 
 use super::generate::{bar, open};
-use super::{Dtype, GpuArgs, note};
+use super::{Dtype, GpuArgs};
 use loras::Loras;
 use pictures::Drawing;
 
@@ -91,7 +93,8 @@ impl Probe {
         let loras = self.loras.read()?;
         let lines = self.prompts.as_deref().map(lines).transpose()?.unwrap_or_default();
         if let Some(folder) = &self.out {
-            fs::create_dir_all(folder).with_context(|| format!("--out {}: cannot be made", folder.display()))?;
+            fs::create_dir_all(folder)
+                .with_context(|| format!("--out {}: cannot be made", folder.display()))?;
         }
         let gpu = self.gpu.open()?;
         let dtype = self.dtype.on(&gpu)?;
@@ -102,7 +105,8 @@ impl Probe {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_file(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            let tags = lora.tags.iter().map(|tag| Tag::new(&pipeline.tokenizer, tag)).collect::<Result<_, _>>();
+            let tags =
+                lora.tags.iter().map(|tag| Tag::new(&pipeline.tokenizer, tag)).collect::<Result<_, _>>();
             let (tags, name) = (tags.with_context(context)?, lora.name.clone());
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }
@@ -112,8 +116,10 @@ impl Probe {
         let samples = usize::from(self.samples);
         let draws = Draws::new(&pipeline.schedule, [h, w, channels], self.seed, samples, &latents)?;
         let layers = pipeline.unet.layers();
-        let parts: Vec<Vec<Part>> =
-            loras.iter().map(|lora| if self.no_blocks { vec![] } else { parts(&lora.file, layers) }).collect();
+        let parts: Vec<Vec<Part>> = loras
+            .iter()
+            .map(|lora| if self.no_blocks { vec![] } else { parts(&lora.file, layers) })
+            .collect();
 
         let progress = bar(self.passes(&script, &draws, &parts));
         let tick = &mut || progress.inc(1);

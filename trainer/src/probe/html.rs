@@ -34,7 +34,7 @@ impl Report {
         };
         let [height, width, _] = self.latents.shape;
         let page = context! {
-            model => self.model,
+            model => &self.model,
             dtype => self.dtype,
             seed => self.seed,
             samples => self.samples,
@@ -58,14 +58,14 @@ impl Report {
                 GroupKind::Ordinary => "ordinary".into(),
                 GroupKind::Empty => "empty".to_owned(),
             };
-            let prompts = row.group.prompts.iter().map(|prompt| &self.prompts[*prompt].text);
+            let prompts = row.group.prompts.iter().map(|prompt| self.prompts[*prompt].text.clone());
             context! { kind => kind, prompts => prompts.collect::<Vec<_>>() }
         });
         Ok(context! {
-            name => feature.name,
-            file => feature.file,
+            name => &feature.name,
+            file => &feature.file,
             weight => feature.weight.to_string(),
-            tags => feature.tags,
+            tags => &feature.tags,
             tables => tables(feature, &self.bands).iter().map(shown).collect::<Vec<_>>(),
             groups => groups.collect::<Vec<_>>(),
             grid => feature.pictures.as_ref().map(grid).transpose()?,
@@ -79,20 +79,20 @@ fn shown(table: &Table) -> Value {
             let ([r, g, b], ink) = heat::colours(value);
             format!("background:rgb({r},{g},{b});color:rgb({},{},{})", ink[0], ink[1], ink[2])
         });
-        context! { text => cell.text, style => style }
+        context! { text => &cell.text, style => style }
     };
     let rows = table.rows.iter().map(|(label, cells)| {
         context! { label => label, cells => cells.iter().map(cell).collect::<Vec<_>>() }
     });
-    context! { title => table.title, columns => table.columns, rows => rows.collect::<Vec<_>>() }
+    context! { title => &table.title, columns => &table.columns, rows => rows.collect::<Vec<_>>() }
 }
 
 fn grid(grid: &Grid) -> Result<Value> {
     let rows = grid.rows.iter().map(|row| {
         let pictures = row.pictures.iter().map(jpeg).collect::<Result<Vec<_>>>()?;
-        Ok(context! { prompt => row.prompt, pictures => pictures })
+        Ok(context! { prompt => &row.prompt, pictures => pictures })
     });
-    Ok(context! { columns => grid.columns, rows => rows.collect::<Result<Vec<_>>>()? })
+    Ok(context! { columns => &grid.columns, rows => rows.collect::<Result<Vec<_>>>()? })
 }
 
 fn jpeg(picture: &Image) -> Result<String> {

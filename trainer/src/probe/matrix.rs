@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use super::Errors;
 use super::draws::BANDS;
 use super::prompts::{Group, GroupKind};
-use super::Errors;
 
 /// Drift and leak of a feature, gated in one way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -94,11 +94,8 @@ mod tests {
     /// Two samples in each band; sums over prompts and draws come before the ratio.
     #[test]
     fn ratios_of_sums() {
-        let groups = [
-            group(GroupKind::OwnTag, &[0, 1]),
-            group(GroupKind::Class, &[2]),
-            group(GroupKind::Empty, &[3]),
-        ];
+        let groups =
+            [group(GroupKind::OwnTag, &[0, 1]), group(GroupKind::Class, &[2]), group(GroupKind::Empty, &[3])];
         let errors = Errors::from([
             (0, vec![1.0, 3.0, 0.0, 0.0, 2.0, 2.0, 8.0, 0.0]),
             (1, vec![5.0, 7.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0]),

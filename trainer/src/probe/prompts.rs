@@ -160,7 +160,8 @@ struct Wordings {
 
 impl Wordings {
     fn new(lines: &[String], features: &[ProbeFeature]) -> Self {
-        let (mut carriers, mut own, mut ordinary) = (Vec::new(), vec![Vec::new(); features.len()], Vec::new());
+        let (mut carriers, mut own, mut ordinary) =
+            (Vec::new(), vec![Vec::new(); features.len()], Vec::new());
         for line in lines {
             if line.contains("{}") {
                 carriers.push(line.clone());

@@ -109,9 +109,20 @@ impl clap::Args for Loras {
             Arg::new(name).long(name).value_name(value).help(help).action(ArgAction::Append)
         };
         command
-            .arg(arg("lora", "FILE[:WEIGHT]", "A LoRA and how strong it is; may be given several times").required(true))
-            .arg(arg("tag", "TAG", "A word that the LoRA before it should answer to; may be given several times"))
-            .arg(arg("class", "WORD", "What the tag of the LoRA before it is a special case of, such as hair"))
+            .arg(
+                arg("lora", "FILE[:WEIGHT]", "A LoRA and how strong it is; may be given several times")
+                    .required(true),
+            )
+            .arg(arg(
+                "tag",
+                "TAG",
+                "A word that the LoRA before it should answer to; may be given several times",
+            ))
+            .arg(arg(
+                "class",
+                "WORD",
+                "What the tag of the LoRA before it is a special case of, such as hair",
+            ))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
