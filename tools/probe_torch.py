@@ -15,9 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 warnings.simplefilter("ignore")
+import diffusers
+import transformers
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 
+for library in (diffusers, transformers):
+    library.logging.set_verbosity_error()
+    library.logging.disable_progress_bar()
 LIMIT = 1e-3
 
 

@@ -53,13 +53,17 @@ fn cells(matrix: &Matrix) -> impl Iterator<Item = &Cell> {
     matrix.rows.iter().flat_map(|row| std::iter::once(&row.all).chain(&row.bands))
 }
 
-const HAIR: [[f64; 2]; 3] = [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]];
-const COAT: [[f64; 2]; 3] = [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]];
-const BLOCKS: [(&str, [f64; 2]); 3] =
-    [("down_blocks.1", [0.0, 0.0]), ("mid_block", [0.0, 0.0]), ("up_blocks.2", [0.0, 0.0])];
+/// Drift with the own tag and mean leak, always, by prompt and by token, as tools/probe_torch.py computed them with
+/// diffusers and peft, in f64, from the same draws and text states.
+const HAIR: [[f64; 2]; 3] = [[4.816573e-2, 0.758467], [4.816573e-2, 0.0], [4.291963e-2, 0.0]];
+const COAT: [[f64; 2]; 3] = [[5.093512e-1, 0.939629], [5.093512e-1, 0.0], [4.462980e-1, 0.0]];
+/// Of each block alone, for the first.
+const BLOCKS: [(&str, [f64; 2]); 3] = [
+    ("down_blocks.1", [2.101281e-2, 0.805167]),
+    ("mid_block", [6.722186e-5, 0.628786]),
+    ("up_blocks.2", [2.463574e-2, 0.832374]),
+];
 
-/// Numbers that tools/probe_torch.py computed with diffusers and peft, in f64, from the same draws and text states:
-/// drift with the own tag, and mean leak.
 #[test]
 fn drift_and_leak_are_pytorchs() {
     let gpu = gpu(Setup::Lane);
@@ -71,7 +75,7 @@ fn drift_and_leak_are_pytorchs() {
     let probe = probe(&gpu, &pipeline, vec![hair, coat], 4);
     let close = |what: &str, found: f64, expected: f64| {
         let error = (found - expected).abs();
-        assert!(error <= 1e-4 * expected.abs(), "{what}: {found}, but PyTorch says {expected}");
+        assert!(error <= 3e-4 * expected.abs(), "{what}: {found}, but PyTorch says {expected}");
     };
     let whole = [
         (0, GateMode::Always, HAIR[0]),

@@ -108,11 +108,6 @@ impl Probe {
         &self.draws
     }
 
-    /// How often [`run`](Self::run) goes through the model for a feature.
-    pub fn passes(&self, feature: usize) -> usize {
-        self.script.prompts_of(feature).len() * self.batches.len()
-    }
-
     /// Drift and leak of a feature as its LoRA is now. The LoRA set of feature number i is the one that was attached as
     /// number i; all others are off. `tick` is called after each pass through the model.
     ///

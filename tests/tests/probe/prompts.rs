@@ -33,7 +33,8 @@ fn built_in_prompts_are_many_and_of_every_kind() {
     assert_eq!(groups(&script, 1).len(), 4, "it has no class");
     let mut all: Vec<&str> = script.texts().iter().map(|text| text.text.as_str()).collect();
     let count = all.len();
-    (all.sort(), all.dedup());
+    all.sort();
+    all.dedup();
     assert_eq!(all.len(), count, "each prompt is there once");
     for text in script.texts() {
         assert_eq!(text.states.len(), text.shape[0] * text.shape[1]);

@@ -14,7 +14,7 @@ use crate::support::put;
 /// Two LoRA files, one of which names its tags, and a file of prompts.
 fn project(folder: &Path) -> [String; 3] {
     let mut hair = lora("attn_sel");
-    hair.metadata.insert("strata_tags".into(), r#"["hair_a", "<b>hair</b>"]"#.into());
+    hair.metadata.insert("strata_tags".into(), r#"["hair_a", "<b>hair"]"#.into());
     hair.modules.retain(|name, _| !name.contains("down_blocks"));
     let [hair_file, coat_file] = ["hair", "coat"].map(|name| folder.join(format!("{name}.safetensors")));
     hair.write(&hair_file).unwrap();
@@ -105,8 +105,7 @@ fn a_report_has_tables_json_a_page_and_pictures() {
     for line in printed.lines().filter(|line| !line.starts_with("wrote ")) {
         assert!(line.chars().count() <= 100, "{} characters: {line}", line.chars().count());
     }
-    for words in
-        ["hair: hair_a, <b>hair</b>", "own tag", "tag of coat", "class hair", "1 ordinary", "mid_block"]
+    for words in ["hair: hair_a, <b>hair ", "own tag", "tag of coat", "class hair", "1 ordinary", "mid_block"]
     {
         assert!(printed.contains(words), "{words:?} is not in:\n{printed}");
     }
@@ -141,7 +140,7 @@ fn a_report_has_tables_json_a_page_and_pictures() {
 
     let page = fs::read_to_string(out.join("report.html")).unwrap();
     well_formed(&page);
-    assert!(page.contains("<mark>&lt;b&gt;hair&lt;&#x2f;b&gt;</mark>"), "the tag is text");
+    assert!(page.contains("<mark>&lt;b&gt;hair</mark>"), "the tag is text");
     assert!(page.contains("a &lt;i&gt;red&lt;&#x2f;i&gt; chair"), "so is a prompt");
     assert_eq!(
         page.matches("data:image/jpeg;base64,/9j/").count(),

@@ -238,7 +238,8 @@ impl Reader<'_> {
         if let Some(prompt) = own.iter().find(|prompt| !self.has_tag_of(i, **prompt)) {
             let (name, text) = (&feature.name, &self.prompts[*prompt].0);
             return Err(Error::Probe(format!(
-                "feature {name}: its tag is not read as a tag in {text:?}; write {{}} as a word of its own"
+                "feature {name}: its tag is not read as a tag in {text:?}, where other letters or signs run together with \
+                 it; write {{}} as a word of its own, and use tags that end in a letter or a digit"
             )));
         }
         if own.is_empty() {

@@ -178,7 +178,7 @@ impl Report {
     /// As JSON.
     ///
     /// # Errors
-    /// None: all of it can be JSON.
+    /// A name or a path cannot be written as JSON.
     pub fn to_json(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self);
         json.map_err(|e| Error::Probe(format!("the report cannot be written as JSON: {e}")))
@@ -188,7 +188,8 @@ impl Report {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for feature in &self.features {
-            let (tags, file) = (feature.tags.join(", "), &feature.file);
+            let file = Path::new(&feature.file).file_name().unwrap_or_default().display();
+            let tags = feature.tags.join(", ");
             let title = format!("{}: {tags} ({file}, weight {})", feature.name, feature.weight);
             text += &format!("{}\n", short(&title, WIDTH));
             for table in tables(feature, &self.bands) {
