@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use strata_engine::{DType, Gpu, Result, Tape, Tensor};
 use strata_kernels::{
-    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, attention, conv2d, geglu, group_norm,
-    layer_norm, linear,
+    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, Rows, attention, conv2d, geglu,
+    group_norm, layer_norm, linear, project,
 };
 
 /// A batch of launches lasts at least this long, so that the wait at its end does not count.
@@ -54,6 +54,17 @@ pub fn run(gpu: &Gpu, dtype: DType, filter: &str) -> anyhow::Result<()> {
     row("layer norm 1024×320".into(), &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5, x.dtype()))?;
     let x = tensor(gpu, &[1024, 2560], dtype)?;
     row("GEGLU 1024×1280".into(), &|tape| geglu(tape, &x))?;
+    // the LoRAs of rank 16 on what reads the text in 16 blocks
+    let (down, all) = (tensor(gpu, &[512, 768], DType::F32)?, 0..512 * 768);
+    let rows = Rows::new(gpu, &[all], 768)?;
+    for k in [33, 129] {
+        let axes: Vec<f32> = (0..k * 768).map(|i| if i % 769 == 0 { 1.0 } else { 0.0 }).collect();
+        let basis = Tensor::from_f32(gpu, &axes, &[k, 768], DType::F32)?;
+        row(format!("project 512×768 off {k}"), &|_| {
+            project(&down, &rows, &basis, None)?;
+            Ok(down.clone())
+        })?;
+    }
     Ok(())
 }
 

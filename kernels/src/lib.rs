@@ -17,6 +17,7 @@ mod linear;
 mod matmul;
 mod mse;
 mod optimizer;
+mod project;
 mod tokens;
 mod variants;
 
@@ -32,6 +33,7 @@ pub use linear::{Gate, LinearArgs, Lora, linear};
 pub use matmul::matmul;
 pub use mse::mse;
 pub use optimizer::{AdamW, adamw, grad_norm};
+pub use project::{Rows, project};
 pub use variants::{Variant, variants};
 
 /// The naive f64 twins of the ops: their specification.
@@ -47,6 +49,7 @@ pub mod reference {
     pub use crate::matmul::reference as matmul;
     pub use crate::mse::reference as mse;
     pub use crate::optimizer::reference as adamw;
+    pub use crate::project::reference as project;
 }
 
 use strata_engine::{DType, GemmVariant, Gpu, Tape};

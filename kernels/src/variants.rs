@@ -51,6 +51,7 @@ pub fn variants() -> Result<Vec<Variant>> {
         crate::embedding::variants,
         crate::mse::variants,
         crate::optimizer::variants,
+        crate::project::variants,
     ] {
         family(&mut out)?;
     }

@@ -109,7 +109,7 @@ impl Linear {
     /// As [`forward`](Self::forward) on text, with the features that are kept to part `part` of the picture, if any;
     /// see [`Gates::mix`](crate::Gates).
     pub(crate) fn forward_in(&self, cx: &Cx<'_>, x: &Tensor, part: Option<usize>) -> Result<Tensor> {
-        self.run(cx, x, Act::None, None, None, part)
+        self.run(cx, x, Act::None, None, part, None)
     }
 
     /// As [`forward`](Self::forward), with y in a type of its own.
@@ -117,7 +117,7 @@ impl Linear {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn forward_as(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
-        self.run(cx, x, Act::None, None, Some(out), None)
+        self.run(cx, x, Act::None, None, None, Some(out))
     }
 
     /// act(y) + residual in the same kernel, and in the residual's type.
@@ -140,8 +140,8 @@ impl Linear {
         x: &Tensor,
         act: Act,
         residual: Option<&Tensor>,
-        out: Option<DType>,
         part: Option<usize>,
+        out: Option<DType>,
     ) -> Result<Tensor> {
         let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, part);
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;

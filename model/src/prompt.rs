@@ -50,7 +50,7 @@ impl Prompt {
     pub fn read(tokenizer: &ClipTokenizer, text: &str, tags: &[(usize, &Tag)]) -> Result<Self> {
         let (mut ids, mut weights, mut mentions) = (Vec::new(), Vec::new(), Vec::new());
         for (text, weight) in weighted(text)? {
-            let tokens = tokenizer.spans(&text)?;
+            let tokens = tokenizer.ids_with_places(&text)?;
             let (start, weight) = (ids.len(), weight as f32);
             ids.extend(tokens.iter().map(|(id, _)| *id));
             weights.resize(ids.len(), weight);
@@ -310,23 +310,29 @@ mod tests {
 
     #[test]
     fn cuts_are_before_tags() {
-        let mention =
-            |tokens: Range<usize>| Mention { feature: 0, tag: "t".into(), tokens, chunk_end: 0, weight: 1.0 };
-        let cases: [(usize, &[Range<usize>], &[Range<usize>]); 8] = [
-            (0, &[], &[0..0]),
-            (75, &[], &[0..75]),
-            (76, &[], &[0..75, 75..76]),
-            (100, &[70..75], &[0..75, 75..100]),
-            (100, &[73..78], &[0..73, 73..100]),
-            (100, &[75..80], &[0..75, 75..100]),
-            (100, &[70..74, 73..78, 69..71], &[0..69, 69..100]),
-            (200, &[74..76, 148..150], &[0..74, 74..148, 148..200]),
+        let cut = |count: usize, tags: &[(usize, usize)]| {
+            let mention = |(start, end): &(usize, usize)| {
+                let tokens = *start..*end;
+                Mention { feature: 0, tag: "t".into(), tokens, chunk_end: 0, weight: 1.0 }
+            };
+            let parts = cut(count, 75, &tags.iter().map(mention).collect::<Vec<_>>())?;
+            Ok::<_, Error>(parts.into_iter().map(|part| part.end).collect::<Vec<_>>())
+        };
+        type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);
+        let cases: [Case<'_>; 8] = [
+            (0, &[], &[0]),
+            (75, &[], &[75]),
+            (76, &[], &[75, 76]),
+            (100, &[(70, 75)], &[75, 100]),
+            (100, &[(73, 78)], &[73, 100]),
+            (100, &[(75, 80)], &[75, 100]),
+            (100, &[(70, 74), (73, 78), (69, 71)], &[69, 100]),
+            (200, &[(74, 76), (148, 150)], &[74, 148, 200]),
         ];
-        for (count, tags, expected) in cases {
-            let mentions: Vec<Mention> = tags.iter().cloned().map(mention).collect();
-            assert_eq!(cut(count, 75, &mentions).unwrap(), expected, "{count} {tags:?}");
+        for (count, tags, ends) in cases {
+            assert_eq!(cut(count, tags).unwrap(), ends, "{count} {tags:?}");
         }
-        assert!(cut(110, 75, &[mention(0..60), mention(50..110)]).is_err());
+        assert!(cut(110, &[(0, 60), (50, 110)]).is_err());
     }
 
     #[test]

@@ -91,19 +91,24 @@ impl ClipTokenizer {
     /// # Errors
     /// Only if the vocabulary lacks a byte and an unknown token to stand in for it.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(text, e))?;
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|e| self.cannot_encode(text, &e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// As [`ids`](Self::ids), each with the bytes of `text` that it stands for.
-    pub(crate) fn spans(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(text, e))?;
-        let spans = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
-        Ok(encoding.get_ids().iter().copied().zip(spans).collect())
+    /// The ids of [`ids`](Self::ids), each with the bytes of `text` that it stands for. Several tokens may stand for
+    /// one character of many bytes.
+    ///
+    /// # Errors
+    /// As [`ids`](Self::ids).
+    pub fn ids_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(text, &e))?;
+        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(places).collect())
     }
 
-    fn cannot_encode(&self, text: &str, error: tokenizers::Error) -> Error {
-        Error::Tokenizer { path: self.folder.clone(), message: format!("cannot encode {text:?}: {error}") }
+    fn cannot_encode(&self, text: &str, reason: &dyn std::fmt::Display) -> Error {
+        let message = format!("cannot encode {text:?}: {reason}");
+        Error::Tokenizer { path: self.folder.clone(), message }
     }
 
     /// BOS, the text's ids cut to fit, EOS, and padding: always `max_length` ids.

@@ -66,7 +66,7 @@ pub fn find(tokenizer: &ClipTokenizer, ids: &[u32], tag: &Tag) -> Vec<usize> {
 /// # Errors
 /// [`ClipTokenizer::ids`]'s.
 pub fn find_in(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<usize>> {
-    Ok(find_spans(tokenizer, text, &tokenizer.spans(text)?, tag))
+    Ok(find_spans(tokenizer, text, &tokenizer.ids_with_places(text)?, tag))
 }
 
 /// [`find_in`] for tokens that are there already.

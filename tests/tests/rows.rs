@@ -12,6 +12,7 @@ mod matmul;
 mod norms;
 mod optimizer;
 mod pointwise;
+mod project;
 mod recompute;
 
 use std::collections::HashSet;

@@ -66,7 +66,7 @@ fn every_shader_translates_for_every_api() {
     let wrong: Vec<String> =
         distinct.filter_map(|v| Some(format!("{}: {}", v.name, check(v).err()?))).collect();
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), variants.len(), wrong.join("\n"));
-    for shader in [
+    let families = [
         "gemm_lane",
         "gemm_tile",
         "attention",
@@ -75,8 +75,10 @@ fn every_shader_translates_for_every_api() {
         "layer_norm",
         "elementwise",
         "optimizer",
+        "project",
         "mse",
-    ] {
+    ];
+    for shader in families {
         assert!(variants.iter().any(|v| v.name.starts_with(shader)), "no variant of {shader}");
     }
     for immediates in [true, false] {

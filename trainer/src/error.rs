@@ -37,6 +37,10 @@ pub enum Error {
     #[error("{0}")]
     Probe(String),
 
+    /// Prompts, or a basis of what they say, that nothing can be kept silent with.
+    #[error("{0}")]
+    Silence(String),
+
     /// The operating system refused a file or a folder.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

@@ -2,6 +2,7 @@
 //!
 //! [`run`] goes the whole way: a [`Config`] is checked, the [`Dataset`] is brought into a [`Cache`] of latents and
 //! text states, a [`Trainer`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
+//! [`lint`](lint::lint) says beforehand what is wrong with pictures and captions.
 //! All chance comes from [`noise`], so that one seed always gives the same file.
 
 mod cache;
@@ -9,12 +10,14 @@ mod config;
 mod dataset;
 mod error;
 mod init;
+pub mod lint;
 mod log;
 mod loss_scale;
 mod metadata;
 pub mod noise;
 pub mod probe;
 mod run;
+pub mod silence;
 mod step;
 
 pub use cache::{Cache, Posterior};

@@ -2,6 +2,7 @@
 
 use strata_tests::{Setup, gpu};
 use strata_trainer::probe::{GroupKind, ProbeFeature, Script};
+use strata_trainer::silence::default_bank;
 
 use super::{feature, pipeline, script};
 use crate::support::refused;
@@ -29,6 +30,11 @@ fn built_in_prompts_are_many_and_of_every_kind() {
         assert_eq!(class.2[i], prompt.replace("hair_a", "hair"));
     }
     assert!(ordinary.0 == GroupKind::Ordinary && ordinary.2.len() >= 16);
+    let bank = default_bank();
+    assert!(
+        !ordinary.2.iter().any(|prompt| bank.iter().any(|b| b == prompt)),
+        "what is measured is not trained"
+    );
     assert_eq!((empty.0, &empty.2[..]), (GroupKind::Empty, &[""][..]));
     assert_eq!(groups(&script, 1).len(), 4, "it has no class");
     let mut all: Vec<&str> = script.texts().iter().map(|text| text.text.as_str()).collect();

@@ -9,7 +9,7 @@ use tempfile::tempdir;
 
 use super::lora;
 use crate::cli::{fails, model, prints, strata, text};
-use crate::support::put;
+use crate::support::{put, well_formed};
 
 /// Two LoRA files, one of which names its tags, and a file of prompts.
 fn project(folder: &Path) -> [String; 3] {
@@ -25,30 +25,11 @@ fn project(folder: &Path) -> [String; 3] {
     [hair_file, coat_file, prompts].map(|path| path.to_str().unwrap().to_owned())
 }
 
-/// Panics unless every tag of the page is one that the template writes, and closed in order.
-fn well_formed(page: &str) {
-    const ALONE: [&str; 3] = ["!DOCTYPE", "meta", "img"];
-    const PAIRED: [&str; 24] = [
-        "html", "head", "title", "style", "body", "h1", "h2", "h3", "p", "table", "caption", "thead",
-        "tbody", "tr", "th", "td", "div", "span", "mark", "ul", "li", "sub", "details", "summary",
-    ];
-    let mut open = Vec::new();
-    for tag in page.split('<').skip(1) {
-        let (tag, _) = tag.split_once('>').unwrap_or_else(|| panic!("`<{tag}` has no end"));
-        let name = tag.split([' ', '/']).find(|part| !part.is_empty()).unwrap();
-        if ALONE.contains(&name) {
-            continue;
-        }
-        assert!(PAIRED.contains(&name), "<{tag}> is not the template's");
-        assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
-        if tag.starts_with('/') {
-            assert_eq!(open.pop(), Some(name), "</{name}> closes nothing");
-        } else {
-            open.push(name);
-        }
-    }
-    assert_eq!(open, [""; 0]);
-}
+/// The tags of the page's template that are closed.
+const TAGS: [&str; 24] = [
+    "html", "head", "title", "style", "body", "h1", "h2", "h3", "p", "table", "caption", "thead", "tbody",
+    "tr", "th", "td", "div", "span", "mark", "ul", "li", "sub", "details", "summary",
+];
 
 /// The numbers of a group or a band.
 fn is_cell(cell: &Value, own: bool) {
@@ -139,7 +120,7 @@ fn a_report_has_tables_json_a_page_and_pictures() {
     assert_eq!(inputs.read("timesteps").unwrap(), timesteps);
 
     let page = fs::read_to_string(out.join("report.html")).unwrap();
-    well_formed(&page);
+    well_formed(&page, &TAGS);
     assert!(page.contains("<mark>&lt;b&gt;hair</mark>"), "the tag is text");
     assert!(page.contains("a &lt;i&gt;red&lt;&#x2f;i&gt; chair"), "so is a prompt");
     assert_eq!(

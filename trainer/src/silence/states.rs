@@ -1,0 +1,102 @@
+//! Text states of many prompts, summed up as they come.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use nalgebra::{DMatrix, DVector};
+use strata_engine::{DType, Gpu, Tape, Tensor};
+use strata_model::{Clip, ClipTokenizer, Cx};
+
+use crate::run::bar;
+use crate::{Error, Result};
+
+/// Prompts that go through CLIP at once.
+const BATCH: usize = 8;
+
+/// What is kept of the text states of prompts: the state of BOS, and the sum of x xᵀ over all others. The states are
+/// those that cross-attention sees: all positions, padding among them.
+#[derive(Debug, Clone)]
+pub struct States {
+    pub(super) prompts: usize,
+    /// States per prompt beside BOS.
+    pub(super) others: usize,
+    /// [C].
+    pub(super) bos: DVector<f64>,
+    /// [C, C], of the states beside BOS.
+    pub(super) second: DMatrix<f64>,
+}
+
+impl States {
+    /// Runs the CLIP of the pipeline folder `model`, in f32, over prompts. Equal ones count once. Shows progress on
+    /// stderr where that is a terminal.
+    ///
+    /// # Errors
+    /// There is no prompt, the model cannot be read, or the GPU fails.
+    pub fn collect(gpu: &Gpu, model: &Path, prompts: &[String]) -> Result<Self> {
+        let mut seen = BTreeSet::new();
+        let prompts: Vec<&String> = prompts.iter().filter(|prompt| seen.insert(*prompt)).collect();
+        if prompts.is_empty() {
+            return Err(Error::Silence("no prompts to be silent on; give a bank of them".into()));
+        }
+        let tokenizer = ClipTokenizer::open(&model.join("tokenizer"))?;
+        let clip = Clip::open(gpu, &model.join("text_encoder"), DType::F32)?;
+        let (tokens, channels) = (tokenizer.max_length(), clip.config().hidden_size);
+        let mut states = Self {
+            prompts: prompts.len(),
+            others: tokens - 1,
+            bos: DVector::zeros(channels),
+            second: DMatrix::zeros(channels, channels),
+        };
+        let progress = bar(prompts.len() as u64, "prompts");
+        for batch in prompts.chunks(BATCH) {
+            let ids = batch.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
+            let ids = Tensor::from_u32(gpu, &ids.concat(), &[batch.len(), tokens])?;
+            let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;
+            for text in hidden.chunks_exact(tokens * channels) {
+                states.add(text);
+            }
+            progress.inc(batch.len() as u64);
+        }
+        progress.finish_and_clear();
+        if !states.second.iter().chain(&states.bos).all(|v| v.is_finite()) {
+            return Err(Error::Silence(format!(
+                "the text encoder of {} gives states that are not finite; its weights are damaged",
+                model.display()
+            )));
+        }
+        Ok(states)
+    }
+
+    /// Adds the states of one prompt, [tokens, C].
+    fn add(&mut self, text: &[f32]) {
+        let channels = self.bos.len();
+        let (bos, others) = text.split_at(channels);
+        // The same in every prompt but for rounding.
+        let share = 1.0 / self.prompts as f64;
+        self.bos.iter_mut().zip(bos).for_each(|(sum, x)| *sum += share * f64::from(*x));
+        let others = DMatrix::from_iterator(channels, self.others, others.iter().map(|x| f64::from(*x)));
+        self.second.gemm(1.0, &others, &others.transpose(), 1.0);
+    }
+
+    /// C: the width of a state.
+    pub fn channels(&self) -> usize {
+        self.bos.len()
+    }
+
+    /// The state of the first token.
+    pub fn bos(&self) -> &[f64] {
+        self.bos.as_slice()
+    }
+
+    /// The same states, each reduced to its part within a span.
+    pub fn within(&self, span: &super::Basis) -> Self {
+        let u = span.matrix();
+        let onto = u.tr_mul(&u);
+        Self { bos: &onto * &self.bos, second: &onto * &self.second * &onto, ..self.clone() }
+    }
+
+    /// Σ x xᵀ over all states, BOS among them.
+    pub(super) fn all(&self) -> DMatrix<f64> {
+        &self.second + self.prompts as f64 * &self.bos * self.bos.transpose()
+    }
+}
