@@ -5,6 +5,7 @@ pub mod devices;
 pub mod generate;
 pub mod layers;
 pub mod parity;
+pub mod probe;
 pub mod train;
 
 use std::io::{self, Write};

@@ -26,6 +26,7 @@ Examples:
   strata dataset check run.toml                   what is wrong with pictures and captions
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
+  strata probe sd15 --lora lora.safetensors       what a LoRA does with its tag and without
 
 `strata COMMAND --help` says more about each.";
 
@@ -36,6 +37,7 @@ enum Command {
     Dataset(commands::dataset::Dataset),
     Train(commands::train::Train),
     Generate(commands::generate::Generate),
+    Probe(commands::probe::Probe),
     Parity(commands::parity::Parity),
 }
 
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Dataset(command) => command.run(&mut out),
         Command::Train(command) => command.run(&mut out),
         Command::Generate(command) => command.run(&mut out),
+        Command::Probe(command) => command.run(&mut out),
         Command::Parity(command) => command.run(&mut out),
     };
     match done.and_then(|()| Ok(out.flush()?)) {

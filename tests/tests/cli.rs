@@ -12,10 +12,10 @@ use tempfile::{TempDir, tempdir};
 use crate::support::{golden, put};
 
 /// What a run left: exit code, stdout, stderr.
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Run {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 /// The command, behind the runner that cargo uses for this target, if any (`CARGO_TARGET_<TRIPLE>_RUNNER`).
@@ -31,7 +31,7 @@ fn command() -> Command {
     command
 }
 
-fn strata(args: &[&str]) -> Run {
+pub fn strata(args: &[&str]) -> Run {
     let output = command().args(args).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
@@ -40,14 +40,14 @@ fn strata(args: &[&str]) -> Run {
 }
 
 /// What a run that succeeds prints.
-fn prints(args: &[&str]) -> String {
+pub fn prints(args: &[&str]) -> String {
     let run = strata(args);
     assert_eq!(run.code, Some(0), "{args:?}: {}", run.err);
     run.out
 }
 
 /// A run that fails, says so once and with these words, and prints no result.
-fn fails(args: &[&str], words: &[&str]) {
+pub fn fails(args: &[&str], words: &[&str]) {
     let Run { code, out, err } = strata(args);
     assert_eq!(code, Some(1), "{args:?} gives {out}{err}");
     assert_eq!(err.matches("error: ").count(), 1, "{args:?}: {err}");
@@ -55,11 +55,11 @@ fn fails(args: &[&str], words: &[&str]) {
     assert_eq!(out, "", "{args:?}");
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn model() -> PathBuf {
+pub fn model() -> PathBuf {
     golden("sd15-tiny", "")
 }
 
@@ -73,6 +73,7 @@ fn wrong_usage_is_exit_code_2() {
         &["layers"],
         &["devices", "--jsn"],
         &["generate", "m"],
+        &["probe", "m"],
         &["generate", "m", "--prompt", "x", "--count", "0"],
         &["parity", "d", "--dtype", "bf16"],
     ] {
@@ -91,6 +92,7 @@ fn help_has_examples() {
         &["layers", "--help"],
         &["train", "--help"],
         &["generate", "--help"],
+        &["probe", "--help"],
         &["parity", "--help"],
     ] {
         assert!(prints(args).contains("Examples:"), "{args:?}");

@@ -3,12 +3,14 @@
 mod cli;
 mod dataset;
 mod engine;
+mod features;
 mod files;
 mod frozen;
 mod gates;
 mod goldens;
 mod harness_bites;
 mod lint;
+mod probe;
 mod rows;
 mod shaders;
 mod silence;

@@ -44,6 +44,28 @@ pub fn refused<T, E: Display>(result: Result<T, E>, parts: &[&str]) -> String {
     message
 }
 
+/// Panics unless every tag of an HTML page is one that its template writes, and closed in order. `paired` are those that
+/// are closed.
+pub fn well_formed(page: &str, paired: &[&str]) {
+    const ALONE: [&str; 3] = ["!DOCTYPE", "meta", "img"];
+    let mut open = Vec::new();
+    for tag in page.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').unwrap_or_else(|| panic!("`<{tag}` has no end"));
+        let name = tag.split([' ', '/']).find(|part| !part.is_empty()).unwrap();
+        if ALONE.contains(&name) {
+            continue;
+        }
+        assert!(paired.contains(&name), "<{tag}> is not the template's");
+        assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "</{name}> closes nothing");
+        } else {
+            open.push(name);
+        }
+    }
+    assert_eq!(open, [""; 0]);
+}
+
 /// A tensor to be written: name, dtype as safetensors spells it, shape, bytes.
 pub type Entry<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
 

@@ -143,7 +143,8 @@ impl Texts {
     }
 }
 
-fn encode_picture(
+/// What the VAE gives for one picture, H × W × 3 in [−1, 1], and height, width and channels of its latent.
+pub(crate) fn encode_picture(
     gpu: &Gpu,
     vae: &Vae,
     rgb: &[f32],

@@ -108,7 +108,7 @@ pub fn mirror(rgb: &mut [f32], width: usize) {
 }
 
 /// The files of a folder, sorted by name, since the order in which a file system lists them is its own.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let fail = || Error::io("read dataset folder", folder);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fail())? {
@@ -123,7 +123,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn is_one_of(path: &Path, extensions: &[&str]) -> bool {
+pub(crate) fn is_one_of(path: &Path, extensions: &[&str]) -> bool {
     path.extension()
         .is_some_and(|extension| extensions.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
@@ -214,7 +214,7 @@ pub(crate) fn on_white(picture: DynamicImage) -> RgbImage {
 /// Scales a picture to `to`, after cutting it to the same proportions about its centre where `center_crop`.
 ///
 /// Cut first: scaled first, a picture of 1 × 10 000 pixels would become 512 × 5 120 000 on the way.
-fn fit(picture: &RgbImage, to: Resolution, center_crop: bool) -> RgbImage {
+pub(crate) fn fit(picture: &RgbImage, to: Resolution, center_crop: bool) -> RgbImage {
     let (w, h) = picture.dimensions();
     let (mut cut_w, mut cut_h) = (w, h);
     if center_crop {

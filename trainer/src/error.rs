@@ -33,6 +33,10 @@ pub enum Error {
         reason: String,
     },
 
+    /// A feature that cannot be probed, or what it is probed with.
+    #[error("{0}")]
+    Probe(String),
+
     /// Prompts, or a basis of what they say, that nothing can be kept silent with.
     #[error("{0}")]
     Silence(String),

@@ -18,6 +18,7 @@ mod metadata;
 pub mod noise;
 mod plan;
 mod preserve;
+pub mod probe;
 mod run;
 pub mod silence;
 mod step;

@@ -34,6 +34,8 @@ pub enum Stream {
     Offset = 8,
     /// The noise that a generated picture starts from.
     Picture = 9,
+    /// What the probe draws.
+    Probe = 10,
     /// Which prompt a sample is preserved on.
     Preserve = 11,
     /// The seed of a feature.

@@ -1,6 +1,6 @@
 //! `strata generate`
 
-mod lora;
+pub(super) mod lora;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -170,7 +170,7 @@ impl Generate {
 }
 
 /// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
-fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
+pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
     ModelIndex::open(root)?;
     let scheduler = SchedulerConfig::open(&root.join("scheduler").join("scheduler_config.json"))?;
     Ok(Pipeline {
@@ -193,7 +193,7 @@ fn write_png(path: &Path, picture: &Image) -> Result<()> {
 }
 
 /// A progress bar on stderr, invisible where that is no terminal.
-fn bar(steps: usize) -> ProgressBar {
+pub(super) fn bar(steps: usize) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} left");
     ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -146,16 +146,7 @@ fn batch(c: &Checker, step: usize) -> Result<Batch> {
     let weights = vec![1.0; timesteps.len()];
     let context_shape = context.axes()?;
     let context = context.values;
-    Ok(Batch {
-        latent_shape,
-        noisy,
-        target,
-        timesteps,
-        context_shape,
-        context,
-        weights,
-        ..Batch::default()
-    })
+    Ok(Batch { latent_shape, noisy, target, timesteps, context_shape, context, weights, ..Batch::default() })
 }
 
 /// Compares a flat buffer with one golden per matrix.

@@ -34,9 +34,11 @@ impl Config {
 
     /// Makes every path relative to `folder`, unless it is absolute.
     fn resolve(&mut self, folder: &Path) {
-        let paths = [&mut self.model, &mut self.output, &mut self.dataset.folder];
+        // a run with features has no folder of its own
+        let own = self.feature.is_empty().then_some(&mut self.dataset.folder);
+        let paths = [&mut self.model, &mut self.output].into_iter().chain(own);
         let optional = self.log.iter_mut().chain(self.feature.iter_mut().filter_map(|f| f.output.as_mut()));
-        for path in paths.into_iter().chain(optional) {
+        for path in paths.chain(optional) {
             *path = folder.join(std::mem::take(path));
         }
         for feature in &mut self.feature {

@@ -161,7 +161,7 @@ fn split_options(arg: &str) -> (&str, Vec<&str>) {
 }
 
 /// A path and the number after its last colon, if there is one: a path may have colons of its own.
-fn split_weight(arg: &str) -> (&str, f32) {
+pub fn split_weight(arg: &str) -> (&str, f32) {
     let split = arg.rsplit_once(':').and_then(|(path, weight)| Some((path, weight.parse().ok()?)));
     split.unwrap_or((arg, 1.0))
 }
