@@ -26,9 +26,10 @@ from captions import QUESTIONS, caption
 from draw import Rng
 from pool import attributes, pictures
 
-SEED, PICTURES, SAVE_SECONDS = 20, 40_000, 180
-VAE_STEPS, VAE_BATCH = 1500, 12
-TEXT_STEPS, TEXT_BATCH = 700, 128
+SEED, SAVE_SECONDS = 20, 180
+PICTURES, LATENTS = 40_000, 24_000
+VAE_STEPS, VAE_BATCH = 750, 12
+TEXT_STEPS, TEXT_BATCH = 400, 128
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 1500, 64
 UNET_BATCH, UNET_RATE, EMA = 48, 1e-3, 0.999
 MIN_SNR = 5.0
@@ -66,8 +67,8 @@ def generator(stage, step):
     return torch.Generator().manual_seed(SEED * 1_000_003 + stage * 100_000_007 + step)
 
 
-def batch_indices(g, count):
-    return torch.randint(PICTURES, (count,), generator=g).numpy()
+def batch_indices(g, count, below=PICTURES):
+    return torch.randint(below, (count,), generator=g).numpy()
 
 
 def to_floats(array):
@@ -124,6 +125,8 @@ def slopes(x):
 def train_vae(run, minutes):
     torch.manual_seed(SEED)
     pool, vae = pictures(run / "pictures.npy", PICTURES), models.vae().to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        vae.quant_conv.bias[4:] -= 6  # begin with little noise on the latents: otherwise nothing gets through for long
     optimizer = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     state = State(run / "vae.pt", vae=vae, optimizer=optimizer)
 
@@ -148,8 +151,8 @@ def train_vae(run, minutes):
         optimizer.step()
         state.step += 1
         mean.append([loss.item(), error.item()])
-        if state.step % 50 == 0:
-            both = np.mean(mean[-50:], 0)
+        if state.step % 25 == 0:
+            both = np.mean(mean[-25:], 0)
             log(run, "vae", state.step, loss=both[0], mse=both[1], rate=len(mean) * VAE_BATCH / (time.monotonic() - begun))
         state.save()
         if minutes and time.monotonic() - begun > minutes * 60:
@@ -164,13 +167,13 @@ def trained_vae(run):
 
 
 def make_latents(run):
-    """Posterior means of the whole pool, scaled to a standard deviation of 1."""
+    """Posterior means of the pool's first part, scaled to a standard deviation of 1."""
     pool, vae = pictures(run / "pictures.npy", PICTURES), trained_vae(run)
     path, begun = run / "latents.pt", time.monotonic()
     encode = torch.compile(lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0])
     parts = []
     with torch.no_grad():
-        for i in range(0, PICTURES, 100):
+        for i in range(0, LATENTS, 100):
             parts.append(encode(to_floats(pool[i:i + 100]).to(memory_format=torch.channels_last)).contiguous())
     latents = torch.cat(parts)
     scaling = 1 / latents.std().item()
@@ -310,7 +313,7 @@ def train_unet(run, steps, minutes):
     compiled, begun, mean = torch.compile(loss_of), time.monotonic(), []
     while state.step < steps:
         g, rng = generator(4, state.step), Rng(SEED * 104_729 + state.step)
-        at = batch_indices(g, UNET_BATCH)
+        at = batch_indices(g, UNET_BATCH, LATENTS)
         ids = tokens(caption(attributes(i), rng)[0] for i in at)
         t = torch.randint(1000, (UNET_BATCH,), generator=g)
         x, noise = latents[at], torch.randn(UNET_BATCH, 4, 16, 16, generator=g)
