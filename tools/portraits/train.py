@@ -27,11 +27,11 @@ from draw import Rng
 from pool import attributes, pictures
 
 SEED, SAVE_SECONDS = 20, 180
-PICTURES, LATENTS = 40_000, 24_000
-VAE_STEPS, VAE_BATCH = 750, 12
+PICTURES, LATENTS = 40_000, 12_000
+VAE_STEPS, VAE_CROPS, VAE_BATCH = 1650, 1400, 8  # the first steps see 32×32 pieces: many cheap steps
 TEXT_STEPS, TEXT_BATCH = 400, 128
-CLASSIFIER_STEPS, CLASSIFIER_BATCH = 1500, 64
-UNET_BATCH, UNET_RATE, EMA = 48, 1e-3, 0.999
+CLASSIFIER_STEPS, CLASSIFIER_BATCH = 800, 64
+UNET_BATCH, UNET_RATE, EMA = 48, 1e-3, 0.998
 MIN_SNR = 5.0
 
 
@@ -125,25 +125,29 @@ def slopes(x):
 def train_vae(run, minutes):
     torch.manual_seed(SEED)
     pool, vae = pictures(run / "pictures.npy", PICTURES), models.vae().to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        vae.quant_conv.bias[4:] -= 6  # begin with little noise on the latents: otherwise nothing gets through for long
     optimizer = torch.optim.AdamW(vae.parameters(), 1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     state = State(run / "vae.pt", vae=vae, optimizer=optimizer)
 
-    def loss_of(x, noise):
+    def loss_of(x, noise, sharp):
         moments = vae.quant_conv(vae.encoder(x))
         mean, logvar = moments.chunk(2, 1)
         logvar = logvar.clamp(-20, 10)
         y = vae.decoder(vae.post_quant_conv(mean + (logvar / 2).exp() * noise))
         kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
         detail = sum((a - b).abs().mean() for a, b in zip(slopes(x), slopes(y)))
-        return (x - y).abs().mean() + (x - y).square().mean() + detail / 2 + 3e-4 * kl, (x - y).square().mean()
+        square = (x - y).square().mean()
+        return (x - y).abs().mean() + 2 * square + sharp * detail / 2 + 3e-4 * kl, square
 
-    compiled, begun, mean = torch.compile(loss_of), time.monotonic(), []
+    begun, mean = time.monotonic(), []
     while state.step < VAE_STEPS:
         g = generator(1, state.step)
-        x = general(to_floats(pool[np.sort(batch_indices(g, VAE_BATCH))]), g).to(memory_format=torch.channels_last)
-        loss, error = compiled(x, torch.randn(VAE_BATCH, 4, 16, 16, generator=g))
+        x = general(to_floats(pool[np.sort(batch_indices(g, VAE_BATCH))]), g)
+        crops = state.step < VAE_CROPS
+        if crops:
+            corners = torch.randint(33, (VAE_BATCH, 2), generator=g).tolist()
+            x = torch.stack([picture[:, i:i + 32, j:j + 32] for picture, (i, j) in zip(x, corners)])
+        size = x.shape[-1] // 4
+        loss, error = loss_of(x.to(memory_format=torch.channels_last), torch.randn(VAE_BATCH, 4, size, size, generator=g), not crops)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -169,12 +173,13 @@ def trained_vae(run):
 def make_latents(run):
     """Posterior means of the pool's first part, scaled to a standard deviation of 1."""
     pool, vae = pictures(run / "pictures.npy", PICTURES), trained_vae(run)
-    path, begun = run / "latents.pt", time.monotonic()
-    encode = torch.compile(lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0])
-    parts = []
+    path, begun, parts = run / "latents.pt", time.monotonic(), []
+    if path.exists():
+        return
     with torch.no_grad():
         for i in range(0, LATENTS, 100):
-            parts.append(encode(to_floats(pool[i:i + 100]).to(memory_format=torch.channels_last)).contiguous())
+            x = to_floats(pool[i:i + 100]).to(memory_format=torch.channels_last)
+            parts.append(vae.encode(x).latent_dist.mean.contiguous())
     latents = torch.cat(parts)
     scaling = 1 / latents.std().item()
     torch.save({"latents": latents * scaling, "scaling_factor": scaling}, path)
@@ -271,7 +276,7 @@ def train_classifier(run):
     state.save(always=True)
 
 
-def vae_copies(run, vae, count=2000):
+def vae_copies(run, vae, count=1000):
     """Pictures 0, 4, 8, … of the pool, once through the VAE."""
     pool, parts = pictures(run / "pictures.npy", PICTURES), []
     with torch.no_grad():
@@ -323,7 +328,7 @@ def train_unet(run, steps, minutes):
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        rate = warm_then_linear(state.step, steps, UNET_RATE, warm=200)
+        rate = warm_then_linear(state.step, steps, UNET_RATE)
         set_rate(optimizer, rate)
         # The text encoder comes trained: it follows slowly.
         optimizer.param_groups[1]["lr"] = rate / 4
@@ -332,8 +337,8 @@ def train_unet(run, steps, minutes):
             torch._foreach_lerp_(averages, parameters, 1 - min(EMA, (1 + state.step) / (10 + state.step)))
         state.step += 1
         mean.append(loss.item())
-        if state.step % 50 == 0:
-            log(run, "unet", state.step, loss=np.mean(mean[-50:]), lr=rate, rate=len(mean) * UNET_BATCH / (time.monotonic() - begun))
+        if state.step % 20 == 0:
+            log(run, "unet", state.step, loss=np.mean(mean[-100:]), lr=rate, rate=len(mean) * UNET_BATCH / (time.monotonic() - begun))
         state.save()
         if minutes and time.monotonic() - begun > minutes * 60:
             break
