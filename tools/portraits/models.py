@@ -39,7 +39,7 @@ def unet():
     """Stable Diffusion 1.5's blocks. `attention_head_dim` is the number of heads, as there."""
     return UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(32, 48, 64, 96),
-        norm_num_groups=16, cross_attention_dim=WIDTH, attention_head_dim=4,
+        norm_num_groups=16, cross_attention_dim=WIDTH, attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
 

@@ -31,7 +31,7 @@ PICTURES, LATENTS = 40_000, 12_000
 VAE_STEPS, VAE_CROPS, VAE_BATCH = 1650, 1400, 8  # the first steps see 32×32 pieces: many cheap steps
 TEXT_STEPS, TEXT_BATCH = 400, 128
 CLASSIFIER_STEPS, CLASSIFIER_BATCH = 800, 64
-UNET_BATCH, UNET_RATE, EMA = 48, 1e-3, 0.998
+UNET_BATCH, UNET_RATE, EMA = 16, 1e-3, 0.998
 MIN_SNR = 5.0
 
 
@@ -73,7 +73,7 @@ def batch_indices(g, count, below=PICTURES):
 
 def to_floats(array):
     """uint8 NHWC → −1 to 1, NCHW."""
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def warm_then_linear(step, steps, rate, warm=100, decay=0.3):
@@ -315,16 +315,17 @@ def train_unet(run, steps, minutes):
         said = unet(noisy, t, text(ids).last_hidden_state).sample
         return ((said - noise).square().mean((1, 2, 3)) * weights[t]).mean()
 
-    compiled, begun, mean = torch.compile(loss_of), time.monotonic(), []
+    begun, mean = time.monotonic(), []
     while state.step < steps:
         g, rng = generator(4, state.step), Rng(SEED * 104_729 + state.step)
         at = batch_indices(g, UNET_BATCH, LATENTS)
         ids = tokens(caption(attributes(i), rng)[0] for i in at)
-        t = torch.randint(1000, (UNET_BATCH,), generator=g)
+        # One timestep from each of as many equal parts as there are samples: less noise between batches.
+        t = ((torch.arange(UNET_BATCH) + torch.rand(UNET_BATCH, generator=g)) * (1000 / UNET_BATCH)).long()
         x, noise = latents[at], torch.randn(UNET_BATCH, 4, 16, 16, generator=g)
         a = signal[t][:, None, None, None]
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).to(memory_format=torch.channels_last)
-        loss = compiled(noisy, t, ids, noise)
+        loss = loss_of(noisy, t, ids, noise)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -337,7 +338,7 @@ def train_unet(run, steps, minutes):
             torch._foreach_lerp_(averages, parameters, 1 - min(EMA, (1 + state.step) / (10 + state.step)))
         state.step += 1
         mean.append(loss.item())
-        if state.step % 20 == 0:
+        if state.step % 25 == 0:
             log(run, "unet", state.step, loss=np.mean(mean[-100:]), lr=rate, rate=len(mean) * UNET_BATCH / (time.monotonic() - begun))
         state.save()
         if minutes and time.monotonic() - begun > minutes * 60:
