@@ -355,7 +355,7 @@ def main():
     parser.add_argument("--steps", type=int, default=6000, help="steps of the U-Net; the rate falls over the last 30 %%")
     parser.add_argument("--minutes", type=float, help="stop the VAE or the U-Net early; it can go on later")
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
     import results
     if args.stage == "sheet":
