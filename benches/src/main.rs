@@ -1,7 +1,8 @@
-//! Times kernels at the shapes of Stable Diffusion 1.5, and whole steps of a U-Net.
+//! Times kernels at the shapes of Stable Diffusion 1.5, and whole steps of a U-Net; measures what leaks.
 //!
 //! Every time is wall clock round a batch of launches and one wait, the median of several batches after a warm-up.
 
+mod leak;
 mod ops;
 mod unet;
 
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 use strata_engine::{DType, Gpu, GpuOptions};
 
-/// Times kernels, or whole steps of a U-Net.
+/// Times kernels, or whole steps of a U-Net; or measures what leaks.
 #[derive(clap::Parser)]
 struct Args {
     /// GPU adapter: part of its name, or its index
@@ -44,6 +45,23 @@ enum What {
         #[arg(long, default_value_t = 8)]
         rank: usize,
     },
+    /// The features of a config, trained with each means against leaking, and probed
+    Leak {
+        /// The config, a TOML file
+        config: PathBuf,
+        /// Updates of each feature, instead of the config's
+        #[arg(long)]
+        steps: Option<u64>,
+        /// Only silence, at these ranks, beside the plain LoRA
+        #[arg(long, value_delimiter = ',')]
+        ranks: Vec<usize>,
+        /// Prompts to probe with, one a line; {} stands for the tag
+        #[arg(long)]
+        prompts: Option<PathBuf>,
+        /// Where files go
+        #[arg(long, default_value = "target/leak")]
+        out: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -55,5 +73,8 @@ fn main() -> anyhow::Result<()> {
     match args.what {
         What::Ops { filter } => ops::run(&gpu, dtype, &filter),
         What::Unet { folder, latent, batch, rank } => unet::run(&gpu, dtype, &folder, latent, batch, rank),
+        What::Leak { config, steps, ranks, prompts, out } => {
+            leak::run(&gpu, &config, steps, &ranks, prompts.as_deref(), &out)
+        }
     }
 }

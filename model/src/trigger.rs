@@ -49,11 +49,16 @@ impl Tag {
 /// Where a tag begins in a sequence of token ids, with or without BOS and EOS. Its first token must begin a word and
 /// its last one end one. Ids do not tell `style2` from `style 2`, as each digit is a word; [`find_in`] does.
 pub fn find(tokenizer: &ClipTokenizer, ids: &[u32], tag: &Tag) -> Vec<usize> {
+    find_ids(tokenizer, ids, &tag.ids)
+}
+
+/// [`find`] for the token ids of a tag, of which there is at least one.
+pub fn find_ids(tokenizer: &ClipTokenizer, ids: &[u32], tag: &[u32]) -> Vec<usize> {
     let mut found: Vec<usize> = Vec::new();
-    for (at, window) in ids.windows(tag.ids.len()).enumerate() {
+    for (at, window) in ids.windows(tag.len().max(1)).enumerate() {
         let begins_word = at == 0 || tokenizer.ends_word(ids[at - 1]);
-        let free = found.last().is_none_or(|last| last + tag.ids.len() <= at);
-        if window == tag.ids && begins_word && free {
+        let free = found.last().is_none_or(|last| last + tag.len() <= at);
+        if window == tag && begins_word && free {
             found.push(at);
         }
     }
@@ -67,6 +72,16 @@ pub fn find(tokenizer: &ClipTokenizer, ids: &[u32], tag: &Tag) -> Vec<usize> {
 /// [`ClipTokenizer::ids`]'s.
 pub fn find_in(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<usize>> {
     Ok(find_spans(tokenizer, text, &tokenizer.ids_with_places(text)?, tag))
+}
+
+/// The bytes of a text at which a tag stands, as [`find_in`] finds it.
+///
+/// # Errors
+/// [`ClipTokenizer::ids`]'s.
+pub fn places(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<Range<usize>>> {
+    let tokens = tokenizer.ids_with_places(text)?;
+    let found = find_spans(tokenizer, text, &tokens, tag);
+    Ok(found.into_iter().map(|at| tokens[at].1.start..tokens[at + tag.ids.len() - 1].1.end).collect())
 }
 
 /// [`find_in`] for tokens that are there already.

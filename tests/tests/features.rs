@@ -1,13 +1,14 @@
 //! Features: staged and joint, preserved and silenced, from configs to files.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
-use strata_model::{Cx, Gates, LoraFile, LoraSet, Unet};
+use strata_model::{ClipTokenizer, Cx, Gates, LoraFile, LoraSet, Unet};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
-use strata_trainer::{Config, Summary, run};
+use strata_trainer::{Config, FeatureConfig, Preservation, Summary, Tags, run};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{golden, put, refused};
@@ -242,4 +243,46 @@ fn features_that_cannot_work_are_refused() {
     assert_eq!(parsed.feature.len(), 2);
     assert_eq!(parse(&parsed.to_toml()).unwrap(), parsed);
     assert!(example.lines().all(|line| line.len() <= 140));
+}
+
+fn tags(list: &[&str]) -> Tags {
+    let tokenizer = Arc::new(ClipTokenizer::open(&golden("sd15-tiny", "tokenizer")).unwrap());
+    Tags::new(&tokenizer, &list.iter().map(|tag| tag.to_string()).collect::<Vec<_>>()).unwrap()
+}
+
+#[test]
+fn tags_are_swapped_as_whole_words() {
+    let tags = tags(&["hair_style_a", "hair_style"]);
+    let cases = [
+        ("a man, hair_style_a, smiling", "", "a man, smiling"),
+        ("hair_style_a", "hair", "hair"),
+        ("Hair_Style_A man", "", "man"),
+        ("a man with hair_style_ab", "", "a man with hair_style_ab"),
+        ("hair_style_a hair_style", "x", "x x"),
+        ("\u{e9}, hair_style_a", "", "\u{e9}"),
+    ];
+    for (caption, with, expected) in cases {
+        assert_eq!(tags.swap(caption, with).unwrap(), expected, "{caption}");
+    }
+    assert!(tags.are_in("a HAIR_STYLE man").unwrap() && !tags.are_in("xhair_style").unwrap());
+}
+
+#[test]
+fn every_kind_of_prompt_is_preserved() {
+    let feature = FeatureConfig {
+        class: "hair".into(),
+        preserve: Some(Default::default()),
+        ..FeatureConfig::default()
+    };
+    let other = FeatureConfig { tags: vec!["bb".into()], ..FeatureConfig::default() };
+    let own = tags(&["hair_style_a"]);
+    let preservation = Preservation::new(1, &feature, &own, &["a man, hair_style_a"], &[&other]).unwrap();
+    let drawn: BTreeSet<&str> = (0..200).filter_map(|i| preservation.draw(1, i, 0, 0)).collect();
+    for prompt in ["a man", "a man, hair", "a man, bb", ""] {
+        assert!(drawn.contains(prompt), "{prompt:?} in {drawn:?}");
+    }
+    assert!(drawn.len() > 20, "and ordinary ones");
+    assert!(drawn.iter().all(|prompt| !own.are_in(prompt).unwrap()));
+    let none = Preservation::new(1, &FeatureConfig::default(), &own, &["a man"], &[]).unwrap();
+    assert_eq!((none.draw(1, 0, 0, 0), none.all().count()), (None, 0));
 }

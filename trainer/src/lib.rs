@@ -22,6 +22,7 @@ pub mod probe;
 mod run;
 pub mod silence;
 mod step;
+mod tags;
 
 pub use cache::{Latents, Posterior, Texts};
 pub use config::{
@@ -34,6 +35,7 @@ pub use init::kaiming_uniform;
 pub use learner::{Batch, Learner, Losses, Update, UpdateArgs};
 pub use log::{StepLog, StepRecord};
 pub use loss_scale::LossScale;
-pub use preserve::{carries, swap_tags};
+pub use preserve::Preservation;
 pub use run::{Outcome, Summary, run, storage_dtype};
 pub use step::{Lesson, Trainer};
+pub use tags::Tags;

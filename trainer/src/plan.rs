@@ -1,18 +1,20 @@
 //! What a run is going to do, found out before the GPU works.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use strata_model::{LoraFile, Match, Rule, Selection};
+use strata_model::{ClipTokenizer, LoraFile, Match, Rule, Selection};
 
 use crate::config::{FeatureConfig, Order};
 use crate::metadata::fingerprint;
-use crate::preserve::{Preservation, carries, swap_tags};
+use crate::preserve::Preservation;
 use crate::silence::{default_bank, read_bank};
-use crate::{Config, Dataset, Error, Result, noise};
+use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.
 pub(crate) struct Plan {
     pub feature: FeatureConfig,
+    pub tags: Tags,
     pub dataset: Dataset,
     pub matches: Vec<Match>,
     pub preservation: Preservation,
@@ -30,15 +32,17 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
         let message = format!("no feature {only:?}; the config has {}", names.join(", "));
         return Err(Error::Config { file: None, line: None, message });
     }
+    let tokenizer = Arc::new(ClipTokenizer::open(&config.model.join("tokenizer"))?);
     let mut plans: Vec<Plan> = Vec::new();
     for feature in &features {
         let dataset = Dataset::open(&feature.dataset)?;
-        check_tags(feature, &dataset)?;
+        let tags = Tags::new(&tokenizer, &feature.tags)?;
+        check_tags(feature, &tags, &dataset)?;
         let matches = select(&config.model, feature)?;
         let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
         let others: Vec<&FeatureConfig> = features.iter().filter(|f| f.name != feature.name).collect();
         let seed = noise::feature_seed(config.seed, &feature.name);
-        let preservation = Preservation::new(seed, feature, &captions, &others);
+        let preservation = Preservation::new(seed, feature, &tags, &captions, &others)?;
         // a stage stands on those before it
         let before = match config.order == Order::Staged && feature.with_frozen {
             true => plans.iter().map(|plan| plan.fingerprint.as_str()).collect(),
@@ -48,7 +52,7 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);
-        plans.push(Plan { feature: feature.clone(), dataset, matches, preservation, fingerprint, due });
+        plans.push(Plan { feature: feature.clone(), tags, dataset, matches, preservation, fingerprint, due });
     }
     Ok(plans)
 }
@@ -61,19 +65,19 @@ pub(crate) fn is_done(file: &Path, fingerprint: &str) -> bool {
 }
 
 /// Every caption must carry a tag of its feature: one that does not would teach the feature to come uncalled.
-fn check_tags(feature: &FeatureConfig, dataset: &Dataset) -> Result<()> {
-    let bare =
-        dataset.pictures().iter().find(|p| !feature.tags.is_empty() && !carries(&p.caption, &feature.tags));
-    match bare {
-        None => Ok(()),
-        Some(picture) => Err(Error::Dataset(format!(
-            "the caption of {} carries no tag of {}: {:?}; put {} into it",
-            picture.path.display(),
-            feature.name,
-            picture.caption,
-            feature.tags.join(" or ")
-        ))),
+fn check_tags(feature: &FeatureConfig, tags: &Tags, dataset: &Dataset) -> Result<()> {
+    for picture in dataset.pictures().iter().filter(|_| !feature.tags.is_empty()) {
+        if !tags.are_in(&picture.caption)? {
+            return Err(Error::Dataset(format!(
+                "the caption of {} carries no tag of {}: {:?}; put {} into it",
+                picture.path.display(),
+                feature.name,
+                picture.caption,
+                feature.tags.join(" or ")
+            )));
+        }
     }
+    Ok(())
 }
 
 /// The layers that the rules of a feature select.
@@ -91,20 +95,16 @@ fn select(model: &Path, feature: &FeatureConfig) -> Result<Vec<Match>> {
 
 /// What a feature must be deaf to: a bank, its captions without their tags and with the class, and all other tags.
 pub(crate) fn silent_prompts(plans: &[Plan], own: usize) -> Result<Vec<String>> {
-    let feature = &plans[own].feature;
+    let Plan { feature, tags, dataset, .. } = &plans[own];
     let file = feature.silence.as_ref().and_then(|silence| silence.bank_file());
     let mut prompts = file.map_or_else(|| Ok(default_bank()), read_bank)?;
-    for picture in plans[own].dataset.pictures() {
-        let mut swap = |with: &str| prompts.push(swap_tags(&picture.caption, &feature.tags, with));
-        swap("");
-        if !feature.class.is_empty() {
-            swap(&feature.class);
+    let others = plans.iter().filter(|p| p.feature.name != feature.name).flat_map(|p| &p.feature.tags);
+    let class = std::iter::once(&feature.class).filter(|class| !class.is_empty());
+    let stand_ins: Vec<&str> = std::iter::once("").chain(class.chain(others).map(String::as_str)).collect();
+    for picture in dataset.pictures() {
+        for stand_in in &stand_ins {
+            prompts.push(tags.swap(&picture.caption, stand_in)?);
         }
-        plans
-            .iter()
-            .filter(|p| p.feature.name != feature.name)
-            .flat_map(|p| &p.feature.tags)
-            .for_each(|t| swap(t));
     }
     Ok(prompts)
 }

@@ -18,7 +18,7 @@ use crate::plan::{Plan, is_done, plan, silent_prompts};
 use crate::preserve::texts;
 use crate::silence::{Basis, Silence, basis};
 use crate::step::{Lesson, Trainer};
-use crate::{Config, Error, Precision, Result, StepLog, kaiming_uniform, noise};
+use crate::{Config, Error, Precision, Result, StepLog, Tags, kaiming_uniform, noise};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -163,7 +163,7 @@ impl<'a> Run<'a> {
             for before in plans[..i].iter().filter(|_| plan.feature.with_frozen) {
                 let set = self.frozen(plan, before, unet)?;
                 unet.attach(&set)?;
-                company.push(Some(&before.feature.tags[..]));
+                company.push(Some(&before.tags));
                 earlier.push(set);
             }
             let lora = self.fresh(plan)?;
@@ -231,12 +231,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn lesson<'b>(
-        &'b self,
-        i: usize,
-        plan: &'b Plan,
-        company: Vec<Option<&'b [String]>>,
-    ) -> Result<Lesson<'b>> {
+    fn lesson<'b>(&'b self, i: usize, plan: &'b Plan, company: Vec<Option<&'b Tags>>) -> Result<Lesson<'b>> {
         let missing = || Error::Dataset(format!("the pictures of {} were not read", plan.feature.name));
         Ok(Lesson {
             config: self.config,

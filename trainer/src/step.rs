@@ -14,9 +14,9 @@ use crate::cache::{Latents, Texts};
 use crate::config::FeatureConfig;
 use crate::learner::{Batch, Learner, Losses, UpdateArgs};
 use crate::noise::{self, Stream};
-use crate::preserve::{Preservation, carries};
+use crate::preserve::Preservation;
 use crate::silence::Silence;
-use crate::{Config, Error, LossScale, Result, StepRecord};
+use crate::{Config, Error, LossScale, Result, StepRecord, Tags};
 
 /// What a feature is trained with.
 pub struct Lesson<'a> {
@@ -38,7 +38,7 @@ pub struct Lesson<'a> {
     pub schedule: &'a NoiseSchedule,
     /// For each LoRA set attached to the U-Net, the tags that switch it on: it is frozen. None for those that are off,
     /// and for the feature's own, which is always on.
-    pub company: Vec<Option<&'a [String]>>,
+    pub company: Vec<Option<&'a Tags>>,
 }
 
 /// Takes the steps of a lesson.
@@ -189,8 +189,11 @@ impl Lesson<'_> {
     fn say(&self, text: &str, own: usize, batch: &mut Batch) -> Result<()> {
         batch.context.extend(self.texts.get(text)?);
         for (i, (gates, tags)) in batch.gates.iter_mut().zip(&self.company).enumerate() {
-            let on = i == own || tags.is_some_and(|tags| carries(text, tags));
-            gates.push(if on { 1.0 } else { 0.0 });
+            let called = match tags {
+                Some(tags) => tags.are_in(text)?,
+                None => false,
+            };
+            gates.push(if i == own || called { 1.0 } else { 0.0 });
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use strata_model::{ClipConfig, ClipTokenizer, Weights};
+use strata_model::{ClipConfig, ClipTokenizer, Weights, find_ids};
 
 use super::Nearest;
 use crate::Result;
@@ -84,12 +84,8 @@ impl Text {
 
     /// Everywhere that `tag` stands in `ids`: ranges of tokens that do not overlap.
     pub(super) fn find_all(&self, ids: &[u32], tag: &[u32]) -> Vec<Range<usize>> {
-        let (mut found, mut from) = (Vec::new(), 0);
-        while let Some(at) = find_tag(&ids[from..], tag, |id| self.ends_word(id)) {
-            found.push(from + at..from + at + tag.len());
-            from += at + tag.len();
-        }
-        found
+        let found = if tag.is_empty() { Vec::new() } else { find_ids(&self.tokenizer, ids, tag) };
+        found.into_iter().map(|at| at..at + tag.len()).collect()
     }
 
     fn ends_word(&self, id: u32) -> bool {
@@ -133,16 +129,4 @@ fn cosine(a: &[f32], b: &[f32]) -> Option<f32> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     let cosine = dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
     cosine.is_finite().then_some(cosine)
-}
-
-/// Where a tag first stands in a caption: the position of its first token.
-///
-/// `caption` begins where a word begins. `tag` was encoded alone, so that its last token closes a word; that a word
-/// begins where the tag does is to be seen in the token before: `ban·ana</w>` does not hold the tag `ana</w>`.
-fn find_tag(caption: &[u32], tag: &[u32], ends_word: impl Fn(u32) -> bool) -> Option<usize> {
-    if tag.is_empty() {
-        return None;
-    }
-    let begins_word = |at: usize| at == 0 || ends_word(caption[at - 1]);
-    caption.windows(tag.len()).enumerate().find(|&(at, ids)| ids == tag && begins_word(at)).map(|(at, _)| at)
 }
