@@ -286,3 +286,49 @@ fn every_kind_of_prompt_is_preserved() {
     let none = Preservation::new(1, &FeatureConfig::default(), &own, &["a man"], &[]).unwrap();
     assert_eq!((none.draw(1, 0, 0, 0), none.all().count()), (None, 0));
 }
+
+/// CRC-32C, bit by bit.
+fn crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
+    })
+}
+
+#[test]
+fn a_feature_that_leaks_is_stopped() {
+    let folder = pictures();
+    for order in ["staged", "joint"] {
+        let mut config = config(folder.path(), order, &format!("watched-{order}"), "");
+        config.train.probe_every = 1;
+        config.train.stop_leak = Some(1e-6);
+        config.tensorboard = Some(folder.path().join("curves"));
+        let summary = train(&config, None);
+        for (feature, name) in summary.features.iter().zip([A, B]) {
+            let probe = feature.probe.as_ref().unwrap();
+            assert!(feature.stopped && (feature.steps, probe.step, &probe.feature[..]) == (1, 1, name));
+            assert!(probe.drift > 0.0 && probe.leak.unwrap() > 1e-6, "{probe:?}");
+        }
+        let metadata = LoraFile::read(&file(&config, A)).unwrap().metadata;
+        assert_eq!(metadata["ss_steps"], "1");
+        let log = fs::read_to_string(config.log_path()).unwrap();
+        assert_eq!((log.lines().count(), log.matches("\"leak\"").count()), (4, 2), "{log}");
+
+        // records of length, checksum, event, checksum
+        let events = fs::read(folder.path().join("curves").join("events.out.tfevents.strata")).unwrap();
+        let (mut rest, mut found) = (&events[..], Vec::new());
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            let event = &rest[12..12 + length];
+            for (data, sum) in [(&rest[..8], &rest[8..12]), (event, &rest[12 + length..16 + length])] {
+                let masked = crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8);
+                assert_eq!(masked.to_le_bytes(), sum);
+            }
+            found.push(String::from_utf8_lossy(event).into_owned());
+            rest = &rest[16 + length..];
+        }
+        assert_eq!(found.len(), 5, "a version, two steps, two probes");
+        for (event, part) in found.iter().zip(["brain.Event:2", "hair_style_a/loss", "hair_style_a/leak"]) {
+            assert!(order == "joint" || event.contains(part), "{event}");
+        }
+    }
+}

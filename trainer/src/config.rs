@@ -29,6 +29,8 @@ pub struct Config {
     pub save_dtype: Precision,
     /// JSON-lines log of the steps. Default: `output` with the extension `.jsonl`.
     pub log: Option<PathBuf>,
+    /// Folder for curves that TensorBoard shows. Default: none.
+    pub tensorboard: Option<PathBuf>,
     /// All chance in a run comes from this number, at most 2⁶³ − 1 (TOML's largest). Default 0.
     pub seed: u64,
     /// Whether several features learn one after the other or side by side. Default `staged`.
@@ -107,6 +109,10 @@ pub struct TrainConfig {
     pub caption_dropout: f64,
     /// Save every so many steps; 0 = at the end alone. Default 0.
     pub save_every: u64,
+    /// Probe a feature every so many steps: drift with its tag, leak without; 0 = never. Default 0.
+    pub probe_every: u64,
+    /// Stop training a feature once a probe finds a leak above this. Default: never.
+    pub stop_leak: Option<f64>,
     /// First timestep to draw. Default 0.
     pub timestep_min: u32,
     /// One past the last timestep to draw, at most 1000. Default 1000.
@@ -151,6 +157,7 @@ impl Default for Config {
             output: "lora.safetensors".into(),
             save_dtype: Precision::F16,
             log: None,
+            tensorboard: None,
             seed: 0,
             order: Order::Staged,
             dataset: DatasetConfig::default(),
@@ -197,6 +204,8 @@ impl Default for TrainConfig {
             noise_offset: 0.0,
             caption_dropout: 0.0,
             save_every: 0,
+            probe_every: 0,
+            stop_leak: None,
             timestep_min: 0,
             timestep_max: 1000,
         }

@@ -20,9 +20,12 @@ mod plan;
 mod preserve;
 pub mod probe;
 mod run;
+mod save;
 pub mod silence;
 mod step;
 mod tags;
+mod tensorboard;
+mod watch;
 
 pub use cache::{Latents, Posterior, Texts};
 pub use config::{
@@ -39,3 +42,5 @@ pub use preserve::Preservation;
 pub use run::{Outcome, Summary, run, storage_dtype};
 pub use step::{Lesson, Trainer};
 pub use tags::Tags;
+pub use tensorboard::TensorBoard;
+pub use watch::ProbeRecord;

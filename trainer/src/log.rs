@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::{Error, Result};
+use crate::{Error, ProbeRecord, Result, TensorBoard};
 
 /// What happened in one step. A number that is not finite is written as `null`, since JSON has no other way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -75,16 +75,55 @@ impl StepLog {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Adds a line, which is in the file when this returns: nothing is buffered.
+    /// Adds a line, of a [`StepRecord`] or a [`ProbeRecord`](crate::ProbeRecord), which is in the file when this returns: nothing is buffered.
     ///
     /// # Errors
     /// [`Error::Io`] where the file cannot be written.
-    pub fn write(&mut self, record: &StepRecord) -> Result<()> {
+    pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
         let fail = || Error::io("write log", &self.path);
         let mut line = serde_json::to_vec(record).map_err(|e| fail()(e.into()))?;
         line.push(b'\n');
         // One write for the line and its end, so that whoever reads along rarely sees half of it.
         self.file.write_all(&line).map_err(fail())
+    }
+}
+
+/// Where a run says what happens.
+pub(crate) struct Logs {
+    steps: StepLog,
+    board: Option<TensorBoard>,
+}
+
+impl Logs {
+    pub fn new(steps: StepLog, board: Option<TensorBoard>) -> Self {
+        Self { steps, board }
+    }
+
+    /// Notes a step.
+    pub fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.steps.write(record)?;
+        let mut values = vec![
+            ("loss", f64::from(record.loss)),
+            ("grad_norm", f64::from(record.grad_norm)),
+            ("lr", f64::from(record.lr)),
+        ];
+        values.extend(record.preserve_loss.map(|loss| ("preserve_loss", f64::from(loss))));
+        self.curves(record.feature.as_deref().unwrap_or("lora"), record.step, &values)
+    }
+
+    /// Notes what a probe found.
+    pub fn probe(&mut self, record: &ProbeRecord) -> Result<()> {
+        self.steps.write(record)?;
+        let mut values = vec![("drift", record.drift)];
+        values.extend(record.leak.map(|leak| ("leak", leak)));
+        self.curves(&record.feature, record.step, &values)
+    }
+
+    fn curves(&mut self, feature: &str, step: u64, values: &[(&str, f64)]) -> Result<()> {
+        let Some(board) = &mut self.board else { return Ok(()) };
+        let named: Vec<_> =
+            values.iter().map(|(name, value)| (format!("{feature}/{name}"), *value)).collect();
+        board.scalars(step, &named)
     }
 }
 

@@ -111,6 +111,7 @@ pub(crate) fn fingerprint(
         model: config.model.file_name().unwrap_or_default().into(),
         output: "lora.safetensors".into(),
         log: None,
+        tensorboard: None,
         feature: vec![nowhere],
         dataset: Default::default(),
         lora: Config::default().lora,

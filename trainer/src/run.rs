@@ -6,19 +6,22 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
-use strata_model::{
-    LoraDtype, LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae,
-};
+use strata_model::{LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae};
 
 use crate::cache::{Latents, Texts};
 use crate::config::Order;
 use crate::learner::Learner;
-use crate::metadata::metadata;
-use crate::plan::{Plan, is_done, plan, silent_prompts};
+use crate::log::Logs;
+use crate::plan::{Plan, plan, silent_prompts};
 use crate::preserve::texts;
+use crate::probe::Script;
+use crate::save::{combine, save, save_between};
 use crate::silence::{Basis, Silence, basis};
 use crate::step::{Lesson, Trainer};
-use crate::{Config, Error, Precision, Result, StepLog, Tags, kaiming_uniform, noise};
+use crate::watch::{ProbeRecord, Watch, script};
+use crate::{
+    Config, Error, Precision, Result, StepLog, StepRecord, Tags, TensorBoard, kaiming_uniform, noise,
+};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -57,6 +60,10 @@ pub struct Outcome {
     pub parameters: usize,
     /// Running mean of the loss at the end.
     pub loss: f64,
+    /// What the last probe found, if there was one.
+    pub probe: Option<ProbeRecord>,
+    /// The training ended early, since that probe found a leak above the limit.
+    pub stopped: bool,
 }
 
 /// Trains what a config describes and writes its files: features that are not there yet, or `only` that one, again if
@@ -91,7 +98,8 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         dtype,
     };
     if !due.is_empty() {
-        let mut log = StepLog::create(&config.log_path())?;
+        let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
+        let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
         let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
         let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
         summary.cut_captions = run.texts.cut();
@@ -116,6 +124,8 @@ struct Run<'a> {
     /// Of each feature that is due.
     latents: Vec<Option<Latents>>,
     bases: Vec<Option<Basis>>,
+    /// Of each feature that is due, where features are probed.
+    scripts: Vec<Option<Script>>,
 }
 
 impl<'a> Run<'a> {
@@ -128,7 +138,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let model = &config.model;
         let mut wanted = BTreeSet::new();
-        let (mut latents, mut bases) = (Vec::new(), Vec::new());
+        let (mut latents, mut bases, mut scripts) = (Vec::new(), Vec::new(), Vec::new());
         let vae = Vae::open(gpu, &model.join("vae"), DType::F32)?;
         for (i, plan) in plans.iter().enumerate() {
             let (mut own, mut span) = (None, None);
@@ -143,10 +153,18 @@ impl<'a> Run<'a> {
             }
             latents.push(own);
             bases.push(span);
+            let probed = plan.due && config.train.probe_every > 0;
+            // as they are attached
+            let attached: Vec<&Plan> = match config.order {
+                Order::Staged if plan.feature.with_frozen => plans[..=i].iter().collect(),
+                Order::Staged => vec![plan],
+                Order::Joint => plans.iter().filter(|p| p.due).collect(),
+            };
+            scripts.push(probed.then(|| script(gpu, config, &attached)).transpose()?);
         }
         drop(vae);
         let texts = Texts::encode(gpu, model, &wanted)?;
-        Ok(Self { gpu, config, schedule, dtype, texts, latents, bases })
+        Ok(Self { gpu, config, schedule, dtype, texts, latents, bases, scripts })
     }
 
     /// One feature after the other.
@@ -154,7 +172,7 @@ impl<'a> Run<'a> {
         &self,
         plans: &[Plan],
         unet: &mut Unet,
-        log: &mut StepLog,
+        log: &mut Logs,
         outcomes: &mut [Outcome],
     ) -> Result<()> {
         for (i, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.due) {
@@ -171,53 +189,55 @@ impl<'a> Run<'a> {
             company.push(None);
             let silence = self.silence(i, plan, &lora, &earlier)?;
             let learner = Learner::new(self.gpu, unet, &lora, own, self.dtype)?;
+            let watch = self.watch(i, own, unet)?;
             let mut trainer = Trainer::new(self.lesson(i, plan, company)?, learner, silence);
 
             let progress = bar(self.config.steps_of(&plan.feature), &plan.feature.name);
             for step in 0..self.config.steps_of(&plan.feature) {
                 let record = trainer.step(step)?;
-                log.write(&record)?;
+                log.step(&record)?;
                 outcomes[i].note(&record);
                 progress.set_message(format!("loss {:.4}", outcomes[i].loss));
                 progress.inc(1);
                 save_between(self.config, plan, unet, self.schedule, &lora, step + 1, &mut outcomes[i])?;
+                if self.look(watch.as_ref(), unet, step + 1, log, &mut outcomes[i])? {
+                    break;
+                }
             }
             progress.finish_and_clear();
-            outcomes[i].files.push(save(self.config, plan, unet, self.schedule, &lora, None)?);
+            let taken = outcomes[i].steps;
+            outcomes[i].files.push(save(self.config, plan, unet, self.schedule, &lora, None, taken)?);
         }
         Ok(())
     }
 
     /// All features side by side. Each has batches, gradients and moments of its own, and the others are off in its
     /// samples; so its file is the one that it would have alone.
-    fn joint(
-        &self,
-        plans: &[Plan],
-        unet: &mut Unet,
-        log: &mut StepLog,
-        outcomes: &mut [Outcome],
-    ) -> Result<()> {
+    fn joint(&self, plans: &[Plan], unet: &mut Unet, log: &mut Logs, outcomes: &mut [Outcome]) -> Result<()> {
         let due: Vec<(usize, &Plan)> = plans.iter().enumerate().filter(|(_, plan)| plan.due).collect();
         let sets = due.iter().map(|(_, plan)| self.fresh(plan)).collect::<Result<Vec<_>>>()?;
         for set in &sets {
             unet.attach(set)?;
         }
-        let mut trainers = Vec::new();
+        let (mut trainers, mut watches) = (Vec::new(), Vec::new());
         for (own, ((i, plan), lora)) in due.iter().zip(&sets).enumerate() {
             let silence = self.silence(*i, plan, lora, &[])?;
             let learner = Learner::new(self.gpu, unet, lora, own, self.dtype)?;
+            watches.push(self.watch(*i, own, unet)?);
             trainers.push(Trainer::new(self.lesson(*i, plan, vec![None; sets.len()])?, learner, silence));
         }
         let steps = due.iter().map(|(_, plan)| self.config.steps_of(&plan.feature)).max().unwrap_or(0);
         let progress = bar(steps, "joint");
         for step in 0..steps {
-            for (((i, plan), lora), trainer) in due.iter().zip(&sets).zip(&mut trainers) {
-                if step < self.config.steps_of(&plan.feature) {
+            let each = due.iter().zip(&sets).zip(&mut trainers).zip(&watches);
+            for ((((i, plan), lora), trainer), watch) in each {
+                let outcome = &mut outcomes[*i];
+                if step < self.config.steps_of(&plan.feature) && !outcome.stopped {
                     let record = trainer.step(step)?;
-                    log.write(&record)?;
-                    let outcome = &mut outcomes[*i];
+                    log.step(&record)?;
                     outcome.note(&record);
                     save_between(self.config, plan, unet, self.schedule, lora, step + 1, outcome)?;
+                    self.look(watch.as_ref(), unet, step + 1, log, outcome)?;
                 }
             }
             let losses: Vec<String> = due.iter().map(|(i, _)| format!("{:.4}", outcomes[*i].loss)).collect();
@@ -226,7 +246,8 @@ impl<'a> Run<'a> {
         }
         progress.finish_and_clear();
         for ((i, plan), lora) in due.iter().zip(&sets) {
-            outcomes[*i].files.push(save(self.config, plan, unet, self.schedule, lora, None)?);
+            let taken = outcomes[*i].steps;
+            outcomes[*i].files.push(save(self.config, plan, unet, self.schedule, lora, None, taken)?);
         }
         Ok(())
     }
@@ -244,6 +265,35 @@ impl<'a> Run<'a> {
             schedule: self.schedule,
             company,
         })
+    }
+
+    /// What probes feature `i`, whose set was attached as number `own`.
+    fn watch(&self, i: usize, own: usize, unet: &Unet) -> Result<Option<Watch>> {
+        let (Some(script), Some(latents)) = (&self.scripts[i], &self.latents[i]) else { return Ok(None) };
+        let (gpu, config, schedule) = (self.gpu, self.config, self.schedule);
+        Watch::new(gpu, config, unet, script.clone(), own, schedule, latents, self.dtype).map(Some)
+    }
+
+    /// Probes after `done` steps, if it is time. Returns whether the feature leaks too much to go on.
+    fn look(
+        &self,
+        watch: Option<&Watch>,
+        unet: &Unet,
+        done: u64,
+        log: &mut Logs,
+        outcome: &mut Outcome,
+    ) -> Result<bool> {
+        let Some(record) = watch.map(|watch| watch.look(unet, done)).transpose()?.flatten() else {
+            return Ok(false);
+        };
+        log.probe(&record)?;
+        let limit = self.config.train.stop_leak.unwrap_or(f64::INFINITY);
+        outcome.stopped = record.leak.is_some_and(|leak| leak > limit);
+        if outcome.stopped {
+            outcome.steps = done;
+        }
+        outcome.probe = Some(record);
+        Ok(outcome.stopped)
     }
 
     fn fresh(&self, plan: &Plan) -> Result<LoraSet> {
@@ -285,10 +335,12 @@ impl Outcome {
             layers: plan.matches.len(),
             parameters: plan.matches.iter().map(numbers).sum(),
             loss: f64::NAN,
+            probe: None,
+            stopped: false,
         }
     }
 
-    fn note(&mut self, record: &crate::StepRecord) {
+    fn note(&mut self, record: &StepRecord) {
         self.skipped += u64::from(record.skipped);
         if record.loss.is_finite() {
             let new = f64::from(record.loss);
@@ -297,64 +349,9 @@ impl Outcome {
     }
 }
 
-/// Saves where the config says so: `done` steps have been taken.
-fn save_between(
-    config: &Config,
-    plan: &Plan,
-    unet: &Unet,
-    schedule: &NoiseSchedule,
-    lora: &LoraSet,
-    done: u64,
-    outcome: &mut Outcome,
-) -> Result<()> {
-    let every = config.train.save_every;
-    if every > 0 && done.is_multiple_of(every) && done < config.steps_of(&plan.feature) {
-        outcome.files.push(save(config, plan, unet, schedule, lora, Some(done))?);
-    }
-    Ok(())
-}
-
-/// Writes a LoRA: after `done` steps, or at the end.
-fn save(
-    config: &Config,
-    plan: &Plan,
-    unet: &Unet,
-    schedule: &NoiseSchedule,
-    lora: &LoraSet,
-    done: Option<u64>,
-) -> Result<PathBuf> {
-    let (feature, file) = (&plan.feature, plan.feature.file());
-    let path = done.map_or(file.to_owned(), |done| numbered(file, done));
-    let steps = done.unwrap_or(config.steps_of(feature));
-    let prediction = schedule.prediction_type();
-    let mut strings = metadata(config, feature, unet.config(), prediction, lora, plan.dataset.len(), steps);
-    if done.is_none() && !feature.name.is_empty() {
-        strings.insert("strata_run".into(), plan.fingerprint.clone());
-    }
-    lora.to_file(lora_dtype(config.save_dtype), strings)?.write(&path)?;
-    Ok(path)
-}
-
-/// Puts all features into one file, where there are several and all are done.
-fn combine(config: &Config, plans: &[Plan]) -> Result<Option<PathBuf>> {
-    if plans.len() < 2 || !plans.iter().all(|plan| is_done(plan.feature.file(), &plan.fingerprint)) {
-        return Ok(None);
-    }
-    let files = plans.iter().map(|p| LoraFile::read(p.feature.file())).collect::<Result<Vec<_>, _>>()?;
-    LoraFile::combine(&files)?.write(&config.output)?;
-    Ok(Some(config.output.clone()))
-}
-
 /// The number format a run uses: what the config asks for, but f32 on a GPU adapter that has no f16.
 pub fn storage_dtype(gpu: &Gpu, wanted: Precision) -> DType {
     if wanted == Precision::F16 && gpu.caps().f16 { DType::F16 } else { DType::F32 }
-}
-
-fn lora_dtype(precision: Precision) -> LoraDtype {
-    match precision {
-        Precision::F32 => LoraDtype::F32,
-        Precision::F16 => LoraDtype::F16,
-    }
 }
 
 /// The model's schedule must have the timesteps that the config draws.
@@ -379,27 +376,10 @@ fn make_folder_of(file: &Path) -> Result<()> {
     }
 }
 
-/// `NAME-000100.safetensors` beside `NAME.safetensors`.
-fn numbered(output: &Path, step: u64) -> PathBuf {
-    let name = output.file_stem().unwrap_or_default().to_string_lossy();
-    output.with_file_name(format!("{name}-{step:06}.safetensors"))
-}
-
 /// A progress bar on stderr, invisible where that is no terminal.
 pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     let template = "{prefix:>8} {wide_bar} {pos}/{len} {per_sec} {eta} left {msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let what = if what.is_empty() { "steps" } else { what };
     ProgressBar::new(length).with_style(style).with_prefix(what.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intermediate_files_are_named_after_the_output() {
-        let path = numbered(Path::new("out/cat.v2.safetensors"), 100);
-        assert_eq!(path, Path::new("out/cat.v2-000100.safetensors"));
-    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use strata_engine::DType;
-use strata_trainer::{Config, Outcome, Precision, Summary, run};
+use strata_trainer::{Config, Outcome, Precision, ProbeRecord, Summary, run};
 
 use super::{Dtype, GpuArgs, note, thousands};
 
@@ -92,7 +92,7 @@ impl Train {
         }
         let trained = features.iter().filter(|feature| !feature.files.is_empty());
         let steps: u64 = trained.map(|feature| feature.steps).sum();
-        for Outcome { name, files, steps, skipped, layers, parameters, loss } in features {
+        for Outcome { name, files, steps, skipped, layers, parameters, loss, probe, stopped } in features {
             let title = if name.is_empty() { String::new() } else { format!("{name}: ") };
             if files.is_empty() {
                 writeln!(out, "{title}not trained; its file is up to date, or was not asked for")?;
@@ -102,6 +102,14 @@ impl Train {
             writeln!(out, "{title}{steps} steps, loss {loss:.4}")?;
             if skipped > 0 {
                 writeln!(out, "{title}{skipped} steps left out, since a gradient was not finite in f16")?;
+            }
+            if let Some(ProbeRecord { step, drift, leak, .. }) = probe {
+                let leak = leak.map_or("-".into(), |leak| format!("{leak:.3}"));
+                let end = if stopped { "; stopped, as it leaks more than train.stop_leak" } else { "" };
+                writeln!(
+                    out,
+                    "{title}probed at step {step}: drift {drift:.4} with its tag, leak {leak}{end}"
+                )?;
             }
             for file in files {
                 writeln!(out, "wrote {}", file.display())?;

@@ -41,7 +41,19 @@ impl Config {
     }
 
     pub(super) fn check(&self) -> Result<(), Problem> {
-        let Self { model, output, save_dtype: _, log, seed, order: _, dataset, lora, feature, train } = self;
+        let Self {
+            model,
+            output,
+            save_dtype: _,
+            log,
+            tensorboard: _,
+            seed,
+            order: _,
+            dataset,
+            lora,
+            feature,
+            train,
+        } = self;
         let safetensors =
             output.extension().is_some_and(|e| e == "safetensors") && output.file_stem().is_some();
         require(!model.as_os_str().is_empty(), "model", model, "must be the folder of a diffusers model")?;
@@ -57,6 +69,14 @@ impl Config {
         }
         require(i64::try_from(*seed).is_ok(), "seed", seed, "must be at most 9223372036854775807")?;
         train.check()?;
+        let probes = train.probe_every > 0;
+        let must = "probes features; give at least one [[feature]], or set it to 0";
+        require(!probes || !feature.is_empty(), "train.probe_every", train.probe_every, must)?;
+        let limit = train.stop_leak;
+        let must = "needs train.probe_every, since it is a probe that finds it";
+        require(limit.is_none() || probes, "train.stop_leak", limit.unwrap_or_default(), must)?;
+        let must = "must be more than 0; omit it for never";
+        require(limit.is_none_or(positive), "train.stop_leak", limit.unwrap_or_default(), must)?;
         if feature.is_empty() {
             dataset.check("")?;
             return check_rules(lora, "");

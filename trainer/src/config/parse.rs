@@ -37,7 +37,11 @@ impl Config {
         // a run with features has no folder of its own
         let own = self.feature.is_empty().then_some(&mut self.dataset.folder);
         let paths = [&mut self.model, &mut self.output].into_iter().chain(own);
-        let optional = self.log.iter_mut().chain(self.feature.iter_mut().filter_map(|f| f.output.as_mut()));
+        let optional = self
+            .log
+            .iter_mut()
+            .chain(self.tensorboard.as_mut())
+            .chain(self.feature.iter_mut().filter_map(|f| f.output.as_mut()));
         for path in paths.chain(optional) {
             *path = folder.join(std::mem::take(path));
         }

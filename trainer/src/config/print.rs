@@ -37,7 +37,8 @@ impl Config {
     /// The whole config in effect as commented TOML, which parses back to the same config.
     pub fn to_toml(&self) -> String {
         // Taken apart without `..`, here and below, so that a new key cannot be forgotten.
-        let Self { model, output, save_dtype, log, seed, order, dataset, lora, feature, train } = self;
+        let Self { model, output, save_dtype, log, tensorboard, seed, order, dataset, lora, feature, train } =
+            self;
         let mut text = String::from("# Paths are relative to the folder of this file.\n\n");
         let t = &mut text;
         line(t, "model", path(model), "folder of a Stable Diffusion model in diffusers layout");
@@ -45,6 +46,8 @@ impl Config {
         line(t, "save_dtype", precision(*save_dtype), "number format of that file: \"f16\" or \"f32\"");
         let log = log.as_deref().map(path);
         optional(t, "log", log, path(&self.log_path()), "one JSON line a step; default: beside the output");
+        let board = tensorboard.as_deref().map(path);
+        optional(t, "tensorboard", board, path(Path::new("curves")), "folder for curves; default: none");
         line(t, "seed", seed.to_string(), "all chance in a run comes from this number");
         let staged = if *order == Order::Staged { "staged" } else { "joint" };
         let note = "several features: \"staged\", one after the other, or \"joint\", side by side";
@@ -178,6 +181,8 @@ impl TrainConfig {
             noise_offset,
             caption_dropout,
             save_every,
+            probe_every,
+            stop_leak,
             timestep_min,
             timestep_max,
         } = self;
@@ -214,6 +219,11 @@ impl TrainConfig {
         );
         line(t, "caption_dropout", number(caption_dropout), "share of samples with an empty caption");
         line(t, "save_every", number(save_every), "steps between saves; 0 = at the end alone");
+        line(t, "probe_every", number(probe_every), "steps between probes of a feature for leaks; 0 = never");
+        if *probe_every > 0 {
+            let limit = stop_leak.as_ref().map(number);
+            optional(t, "stop_leak", limit, "0.5".into(), "stop a feature that leaks more; default: never");
+        }
         line(t, "timestep_min", number(timestep_min), "first timestep to draw: 0 is the clean picture");
         line(t, "timestep_max", number(timestep_max), "one past the last: 1000 is all noise");
     }

@@ -1,0 +1,88 @@
+//! Curves for TensorBoard: an event file of scalars.
+//!
+//! A file is a sequence of records: length (u64), its masked CRC-32C, an `Event` in protobuf's encoding, and the masked
+//! CRC-32C of that (tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto).
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::{Error, Result};
+
+/// An event file that is being written.
+pub struct TensorBoard {
+    path: PathBuf,
+    file: File,
+}
+
+impl TensorBoard {
+    /// Starts the event file of a folder anew.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where folder or file cannot be written.
+    pub fn create(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+        let path = folder.join("events.out.tfevents.strata");
+        let file = File::create(&path).map_err(Error::io("open event file", &path))?;
+        let mut board = Self { path, file };
+        board.event(0, |event| text(event, 3, "brain.Event:2"))?;
+        Ok(board)
+    }
+
+    /// Adds values of a step, by name. Those that are not finite are left out.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be written.
+    pub fn scalars(&mut self, step: u64, values: &[(String, f64)]) -> Result<()> {
+        let mut summary = Vec::new();
+        for (name, value) in values.iter().filter(|(_, value)| value.is_finite()) {
+            let mut scalar = Vec::new();
+            text(&mut scalar, 1, name);
+            scalar.push(2 << 3 | 5);
+            scalar.extend((*value as f32).to_le_bytes());
+            bytes(&mut summary, 1, &scalar);
+        }
+        self.event(step, |event| bytes(event, 5, &summary))
+    }
+
+    fn event(&mut self, step: u64, what: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        let mut event = vec![1 << 3 | 1];
+        event.extend(now.to_le_bytes());
+        event.push(2 << 3);
+        varint(&mut event, step);
+        what(&mut event);
+        let length = (event.len() as u64).to_le_bytes();
+        let mut record = length.to_vec();
+        record.extend(masked(&length));
+        record.extend(&event);
+        record.extend(masked(&event));
+        // one write, so that whoever reads along rarely sees half of it
+        self.file.write_all(&record).map_err(Error::io("write event file", &self.path))
+    }
+}
+
+/// The checksum as records have it: rotated, so that data which holds checksums does not fool it.
+fn masked(data: &[u8]) -> [u8; 4] {
+    crc32c::crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+fn text(to: &mut Vec<u8>, field: u8, value: &str) {
+    bytes(to, field, value.as_bytes());
+}
+
+fn bytes(to: &mut Vec<u8>, field: u8, value: &[u8]) {
+    to.push(field << 3 | 2);
+    varint(to, value.len() as u64);
+    to.extend(value);
+}
+
+/// Seven bits at a time, the lowest first.
+fn varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
