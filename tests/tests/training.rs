@@ -18,7 +18,7 @@ const SEED: u64 = 1;
 const BATCH: usize = 8;
 const SIDE: usize = 16;
 /// Of a step, for a test of hundreds of them.
-const MOST_SECONDS: f64 = 2.0;
+const MOST_SECONDS: f64 = 4.0;
 const ARGS: UpdateArgs = UpdateArgs {
     lr: 5e-3,
     lr_share: 1.0,
