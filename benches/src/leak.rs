@@ -25,14 +25,13 @@ impl Way {
 }
 
 /// Trains the features of a config plainly and with each means, staged and joint, and prints a table. With `ranks`, only
-/// plainly and with silence at each rank: the frontier. Files go to `out`.
+/// plainly and with silence at each rank: the frontier.
 pub fn run(
     gpu: &Gpu,
     config: &Path,
     steps: Option<u64>,
     ranks: &[usize],
     prompts: Option<&Path>,
-    out: &Path,
 ) -> Result<()> {
     let mut config = Config::load(config)?;
     ensure!(!config.feature.is_empty(), "the config has no [[feature]]");
@@ -65,16 +64,17 @@ pub fn run(
     };
     println!("| way | feature | loss with tag | drift with tag | leak, always on | leak, gated |");
     println!("|---|---|---|---|---|---|");
-    for (i, way) in ways.iter().enumerate() {
-        train_and_probe(gpu, &config, way, &lines, &out.join(i.to_string()))?;
+    for way in &ways {
+        train_and_probe(gpu, &config, way, &lines)?;
     }
     Ok(())
 }
 
-fn train_and_probe(gpu: &Gpu, config: &Config, way: &Way, lines: &[String], out: &Path) -> Result<()> {
+fn train_and_probe(gpu: &Gpu, config: &Config, way: &Way, lines: &[String]) -> Result<()> {
+    let out = tempfile::tempdir()?;
     let mut config = config.clone();
     config.order = way.order;
-    config.output = out.join("all.safetensors");
+    config.output = out.path().join("all.safetensors");
     config.log = None;
     for feature in &mut config.feature {
         feature.output = None;
@@ -82,7 +82,6 @@ fn train_and_probe(gpu: &Gpu, config: &Config, way: &Way, lines: &[String], out:
             way.preserve.then(|| feature.preserve.clone().unwrap_or(PreserveConfig::default()));
         feature.silence = way.silence.map(|rank| SilenceConfig { rank, ..SilenceConfig::default() });
     }
-    let _ = fs::remove_dir_all(out);
     strata_trainer::run(gpu, &config, None)?;
 
     let mut pipeline = Pipeline::open(gpu, &config.model, DType::F32)?;

@@ -58,9 +58,6 @@ enum What {
         /// Prompts to probe with, one a line; {} stands for the tag
         #[arg(long)]
         prompts: Option<PathBuf>,
-        /// Where files go
-        #[arg(long, default_value = "target/leak")]
-        out: PathBuf,
     },
 }
 
@@ -73,8 +70,8 @@ fn main() -> anyhow::Result<()> {
     match args.what {
         What::Ops { filter } => ops::run(&gpu, dtype, &filter),
         What::Unet { folder, latent, batch, rank } => unet::run(&gpu, dtype, &folder, latent, batch, rank),
-        What::Leak { config, steps, ranks, prompts, out } => {
-            leak::run(&gpu, &config, steps, &ranks, prompts.as_deref(), &out)
+        What::Leak { config, steps, ranks, prompts } => {
+            leak::run(&gpu, &config, steps, &ranks, prompts.as_deref())
         }
     }
 }

@@ -52,7 +52,7 @@ pub use selection::{BlockName, Blocks, Match, Rule, Selection};
 pub use taps::{Cx, Taps};
 pub use tensor_file::{TensorFile, header};
 pub use tokenizer::ClipTokenizer;
-pub use trigger::{Tag, find, find_ids, find_in, places, tags_of};
+pub use trigger::{Tag, find, find_ids, find_in, swap, tags_of};
 pub use unet::{Unet, unet_layers, unet_tensors};
 pub use vae::Vae;
 pub use weights::Weights;

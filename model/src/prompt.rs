@@ -12,7 +12,7 @@ use std::ops::Range;
 use strata_engine::{Tape, Tensor};
 
 use crate::trigger::find_spans;
-use crate::{ClipTokenizer, Cx, Error, Pipeline, Result, Tag};
+use crate::{Clip, ClipTokenizer, Cx, Error, Pipeline, Result, Tag};
 
 /// A prompt, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -217,6 +217,17 @@ impl Pipeline {
     /// # Errors
     /// There is no prompt, chunks differ in number, `skip` is more than there are layers, or the GPU fails.
     pub fn states(&self, prompts: &[Prompt], skip: usize) -> Result<Tensor> {
+        self.clip.states(self.tokenizer.max_length(), prompts, skip)
+    }
+}
+
+impl Clip {
+    /// Text states [B, T, C] of prompts that are read and have equally many chunks of `chunk` tokens. `skip` is
+    /// [`Clip::forward`]'s.
+    ///
+    /// # Errors
+    /// There is no prompt, chunks differ in number, `skip` is more than there are layers, or the GPU fails.
+    pub fn states(&self, chunk: usize, prompts: &[Prompt], skip: usize) -> Result<Tensor> {
         let tokens = prompts.first().map_or(0, |prompt| prompt.ids.len());
         if let Some(other) = prompts.iter().find(|prompt| prompt.ids.len() != tokens) {
             let other = other.ids.len();
@@ -224,10 +235,9 @@ impl Pipeline {
                 "prompts of {tokens} and of {other} tokens; pad them to one length"
             )));
         }
-        let chunk = self.tokenizer.max_length();
         let ids: Vec<u32> = prompts.iter().flat_map(|prompt| &prompt.ids).copied().collect();
-        let ids = Tensor::from_u32(self.clip.gpu(), &ids, &[ids.len() / chunk, chunk])?;
-        let states = self.clip.forward(&Cx::new(&Tape::off()), &ids, skip)?;
+        let ids = Tensor::from_u32(self.gpu(), &ids, &[ids.len() / chunk, chunk])?;
+        let states = self.forward(&Cx::new(&Tape::off()), &ids, skip)?;
         let channels = states.last();
         let states = states.reshape(&[prompts.len(), tokens, channels])?;
         let weights: Vec<f32> = prompts.iter().flat_map(|prompt| &prompt.weights).copied().collect();

@@ -74,14 +74,28 @@ pub fn find_in(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<u
     Ok(find_spans(tokenizer, text, &tokenizer.ids_with_places(text)?, tag))
 }
 
-/// The bytes of a text at which a tag stands, as [`find_in`] finds it.
+/// A text with `with` in the place of every tag that [`find_in`] finds in it.
 ///
 /// # Errors
 /// [`ClipTokenizer::ids`]'s.
-pub fn places(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<Range<usize>>> {
+pub fn swap(tokenizer: &ClipTokenizer, text: &str, tags: &[Tag], with: &str) -> Result<String> {
     let tokens = tokenizer.ids_with_places(text)?;
-    let found = find_spans(tokenizer, text, &tokens, tag);
-    Ok(found.into_iter().map(|at| tokens[at].1.start..tokens[at + tag.ids.len() - 1].1.end).collect())
+    let bytes = |at: usize, tag: &Tag| tokens[at].1.start..tokens[at + tag.ids.len() - 1].1.end;
+    let mut found: Vec<Range<usize>> = Vec::new();
+    for tag in tags {
+        found.extend(find_spans(tokenizer, text, &tokens, tag).into_iter().map(|at| bytes(at, tag)));
+    }
+    // the longest of those that begin together, and none that begins within another
+    found.sort_by_key(|place| (place.start, std::cmp::Reverse(place.end)));
+    let (mut swapped, mut end) = (String::new(), 0);
+    for place in found {
+        if place.start >= end {
+            swapped += &text[end..place.start];
+            swapped += with;
+            end = place.end;
+        }
+    }
+    Ok(swapped + &text[end..])
 }
 
 /// [`find_in`] for tokens that are there already.

@@ -230,6 +230,8 @@ fn features_that_cannot_work_are_refused() {
             "output = \"x.safetensors\"\n".to_owned() + &feature("a", "t") + "output = \"x.safetensors\"\n",
             &["another file"],
         ),
+        ("[train]\nprobe_every = 5\n".to_owned(), &["train.probe_every", "[[feature]]"]),
+        ("[train]\nstop_leak = 0.5\n".to_owned(), &["train.stop_leak", "needs train.probe_every"]),
         ("order = \"both\"\n".to_owned(), &["both", "staged", "joint"]),
     ];
     for (text, parts) in &cases {
@@ -300,7 +302,7 @@ fn a_feature_that_leaks_is_stopped() {
     for order in ["staged", "joint"] {
         let mut config = config(folder.path(), order, &format!("watched-{order}"), "");
         config.train.probe_every = 1;
-        config.train.stop_leak = Some(1e-6);
+        config.train.stop_leak = 1e-6;
         config.tensorboard = Some(folder.path().join("curves"));
         let summary = train(&config, None);
         for (feature, name) in summary.features.iter().zip([A, B]) {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use strata_model::{ClipTokenizer, Feature, GateMode, Mention, Prompt, Tag, Wording, find, find_in, tags_of};
+use strata_model::{
+    ClipTokenizer, Feature, GateMode, Mention, Prompt, Tag, Wording, find, find_in, swap, tags_of,
+};
 
 use crate::support::{MODELS, golden, refused};
 
@@ -237,4 +239,20 @@ fn files_name_their_tags() {
     assert_eq!(tags_of(&with(&[("modelspec.trigger_phrase", " ")])).unwrap(), [""; 0]);
     assert_eq!(tags_of(&with(&[phrase, ("strata_tags", r#"["a", "b c"]"#)])).unwrap(), ["a", "b c"]);
     refused(tags_of(&with(&[("strata_tags", "a, b")])), &["strata_tags", "a, b"]);
+}
+
+#[test]
+fn tags_make_way_for_others() {
+    let tokenizer = ClipTokenizer::open(&golden("sd15-tiny", "tokenizer")).unwrap();
+    let tags = [Tag::new(&tokenizer, "sks").unwrap()];
+    let cases = [
+        ("a photo of sks cat", "a photo of {} cat"),
+        ("SKS, and Sks", "{}, and {}"),
+        ("\u{e9}t\u{e9} (sks:1.2)", "\u{e9}t\u{e9} ({}:1.2)"),
+        ("sksy or asks or sks_2", "sksy or asks or sks_2"),
+        ("", ""),
+    ];
+    for (line, expected) in cases {
+        assert_eq!(swap(&tokenizer, line, &tags, "{}").unwrap(), expected);
+    }
 }

@@ -111,8 +111,8 @@ pub struct TrainConfig {
     pub save_every: u64,
     /// Probe a feature every so many steps: drift with its tag, leak without; 0 = never. Default 0.
     pub probe_every: u64,
-    /// Stop training a feature once a probe finds a leak above this. Default: never.
-    pub stop_leak: Option<f64>,
+    /// Stop training a feature once a probe finds a leak above this; 0 = never. Default 0.
+    pub stop_leak: f64,
     /// First timestep to draw. Default 0.
     pub timestep_min: u32,
     /// One past the last timestep to draw, at most 1000. Default 1000.
@@ -205,7 +205,7 @@ impl Default for TrainConfig {
             caption_dropout: 0.0,
             save_every: 0,
             probe_every: 0,
-            stop_leak: None,
+            stop_leak: 0.0,
             timestep_min: 0,
             timestep_max: 1000,
         }

@@ -134,8 +134,9 @@ impl<'a> Learner<'a> {
         if batch.preserved == 0 {
             return Ok(());
         }
-        let mut teacher = batch.tail(learned);
-        teacher.gates[self.feature].fill(0.0);
+        let mut gates = self.gates(batch);
+        gates[self.feature].fill(0.0);
+        let teacher = Batch { gates, ..batch.clone() }.tail(learned);
         let said = self.predict(&Tape::off(), &teacher)?.to_f32()?;
         let from = batch.target.len() - said.len();
         batch.target[from..].copy_from_slice(&said);
@@ -167,21 +168,20 @@ impl<'a> Learner<'a> {
         Ok(Losses { total, preserved })
     }
 
+    /// A batch's gates, or where it has none, those that turn on this LoRA and no other.
+    fn gates(&self, batch: &Batch) -> Vec<Vec<f32>> {
+        let on = |i| if i == self.feature { 1.0 } else { 0.0 };
+        match batch.gates.is_empty() {
+            true => (0..self.unet.features()).map(|i| vec![on(i); batch.timesteps.len()]).collect(),
+            false => batch.gates.clone(),
+        }
+    }
+
     fn predict(&self, tape: &Tape, batch: &Batch) -> Result<Tensor> {
         let noisy = Tensor::from_f32(self.gpu, &batch.noisy, &batch.latent_shape, DType::F32)?;
         let context = Tensor::from_f32(self.gpu, &batch.context, &batch.context_shape, self.dtype)?;
-        let gates = match &batch.gates[..] {
-            [] => {
-                let on = |i| if i == self.feature { 1.0 } else { 0.0 };
-                Gates::scalars(&(0..self.unet.features()).map(on).collect::<Vec<f32>>())
-            }
-            gates => Gates::rows(
-                gates
-                    .iter()
-                    .map(|gates| RowGates { samples: gates.clone(), text: None, places: None })
-                    .collect(),
-            ),
-        };
+        let rows = |samples| RowGates { samples, text: None, places: None };
+        let gates = Gates::rows(self.gates(batch).into_iter().map(rows).collect());
         let cx = Cx { tape, gates: &gates, taps: None };
         Ok(self.unet.forward(&cx, &noisy, &batch.timesteps, &context)?)
     }

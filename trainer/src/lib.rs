@@ -42,5 +42,4 @@ pub use preserve::Preservation;
 pub use run::{Outcome, Summary, run, storage_dtype};
 pub use step::{Lesson, Trainer};
 pub use tags::Tags;
-pub use tensorboard::TensorBoard;
 pub use watch::ProbeRecord;

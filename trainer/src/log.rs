@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::{Error, ProbeRecord, Result, TensorBoard};
+use crate::tensorboard::TensorBoard;
+use crate::{Error, ProbeRecord, Result};
 
 /// What happened in one step. A number that is not finite is written as `null`, since JSON has no other way.
 #[derive(Debug, Clone, PartialEq, Serialize)]

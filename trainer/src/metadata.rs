@@ -9,8 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use strata_model::{LoraSet, PredictionType, UnetConfig};
 
-use crate::config::FeatureConfig;
-use crate::preserve::Preservation;
+use crate::config::{FeatureConfig, SilenceConfig};
 use crate::{Config, Dataset, Error, LoraRule, Result, Schedule};
 
 /// Metadata of a LoRA after `steps` steps.
@@ -92,18 +91,20 @@ pub(crate) fn metadata(
     strings
 }
 
-/// A hash of all that decides what a feature's file holds: its config, its pictures and captions, the model's name, and
-/// the fingerprints of the features that it stands on. Where files lie does not matter.
+/// A hash of all that decides what a feature's file holds: its config, its pictures and captions, the `prompts` it is
+/// preserved on and deaf to, the model's name, and the fingerprints of the features that it stands on. Where files lie does not matter.
 pub(crate) fn fingerprint(
     config: &Config,
     feature: &FeatureConfig,
     dataset: &Dataset,
-    preservation: &Preservation,
+    prompts: &[&String],
     before: &[&str],
 ) -> Result<String> {
     let nowhere = FeatureConfig {
         output: None,
         describes: Vec::new(),
+        // what is in its bank is among the prompts
+        silence: feature.silence.clone().map(|s| SilenceConfig { bank: "default".into(), ..s }),
         dataset: crate::DatasetConfig { folder: "pictures".into(), ..feature.dataset.clone() },
         ..feature.clone()
     };
@@ -123,7 +124,7 @@ pub(crate) fn fingerprint(
         hash.update(std::fs::read(&picture.path).map_err(Error::io("read picture", &picture.path))?);
         hash.update(&picture.caption);
     }
-    preservation.all().for_each(|prompt| hash.update(prompt));
+    prompts.iter().for_each(|prompt| hash.update(prompt));
     before.iter().for_each(|fingerprint| hash.update(fingerprint));
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

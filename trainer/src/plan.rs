@@ -18,6 +18,8 @@ pub(crate) struct Plan {
     pub dataset: Dataset,
     pub matches: Vec<Match>,
     pub preservation: Preservation,
+    /// What the feature must be deaf to; empty without silence.
+    pub silent: Vec<String>,
     /// What must be equal for its file to be the one that this run would write.
     pub fingerprint: String,
     /// Whether it is to be trained, rather than there already or not asked for.
@@ -29,7 +31,8 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
     let features = config.features();
     if let Some(only) = only.filter(|only| !features.iter().any(|f| f.name == *only)) {
         let names: Vec<&str> = features.iter().map(|f| f.name.as_str()).collect();
-        let message = format!("no feature {only:?}; the config has {}", names.join(", "));
+        let has = if config.feature.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let message = format!("no feature {only:?}; the config has {has}");
         return Err(Error::Config { file: None, line: None, message });
     }
     let tokenizer = Arc::new(ClipTokenizer::open(&config.model.join("tokenizer"))?);
@@ -48,11 +51,22 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
             true => plans.iter().map(|plan| plan.fingerprint.as_str()).collect(),
             false => Vec::new(),
         };
-        let fingerprint = fingerprint(config, feature, &dataset, &preservation, &before)?;
+        let silent = silent_prompts(feature, &tags, &dataset, &others)?;
+        let prompts: Vec<&String> = preservation.all().chain(&silent).collect();
+        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);
-        plans.push(Plan { feature: feature.clone(), tags, dataset, matches, preservation, fingerprint, due });
+        plans.push(Plan {
+            feature: feature.clone(),
+            tags,
+            dataset,
+            matches,
+            preservation,
+            silent,
+            fingerprint,
+            due,
+        });
     }
     Ok(plans)
 }
@@ -94,13 +108,17 @@ fn select(model: &Path, feature: &FeatureConfig) -> Result<Vec<Match>> {
 }
 
 /// What a feature must be deaf to: a bank, its captions without their tags and with the class, and all other tags.
-pub(crate) fn silent_prompts(plans: &[Plan], own: usize) -> Result<Vec<String>> {
-    let Plan { feature, tags, dataset, .. } = &plans[own];
-    let file = feature.silence.as_ref().and_then(|silence| silence.bank_file());
-    let mut prompts = file.map_or_else(|| Ok(default_bank()), read_bank)?;
-    let others = plans.iter().filter(|p| p.feature.name != feature.name).flat_map(|p| &p.feature.tags);
+fn silent_prompts(
+    feature: &FeatureConfig,
+    tags: &Tags,
+    dataset: &Dataset,
+    others: &[&FeatureConfig],
+) -> Result<Vec<String>> {
+    let Some(silence) = &feature.silence else { return Ok(Vec::new()) };
+    let mut prompts = silence.bank_file().map_or_else(|| Ok(default_bank()), read_bank)?;
     let class = std::iter::once(&feature.class).filter(|class| !class.is_empty());
-    let stand_ins: Vec<&str> = std::iter::once("").chain(class.chain(others).map(String::as_str)).collect();
+    let theirs = others.iter().flat_map(|other| &other.tags);
+    let stand_ins: Vec<&str> = std::iter::once("").chain(class.chain(theirs).map(String::as_str)).collect();
     for picture in dataset.pictures() {
         for stand_in in &stand_ins {
             prompts.push(tags.swap(&picture.caption, stand_in)?);

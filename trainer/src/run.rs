@@ -12,16 +12,15 @@ use crate::cache::{Latents, Texts};
 use crate::config::Order;
 use crate::learner::Learner;
 use crate::log::Logs;
-use crate::plan::{Plan, plan, silent_prompts};
+use crate::plan::{Plan, plan};
 use crate::preserve::texts;
 use crate::probe::Script;
 use crate::save::{combine, save, save_between};
 use crate::silence::{Basis, Silence, basis};
 use crate::step::{Lesson, Trainer};
+use crate::tensorboard::TensorBoard;
 use crate::watch::{ProbeRecord, Watch, script};
-use crate::{
-    Config, Error, Precision, Result, StepLog, StepRecord, Tags, TensorBoard, kaiming_uniform, noise,
-};
+use crate::{Config, Error, Precision, Result, StepLog, StepRecord, Tags, kaiming_uniform, noise};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -147,8 +146,7 @@ impl<'a> Run<'a> {
                 wanted.extend(texts(captions, &plan.preservation));
                 own = Some(Latents::encode(gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?);
                 if let Some(silence) = &plan.feature.silence {
-                    let rank = silence.rank;
-                    span = Some(basis(gpu, model, &silent_prompts(plans, i)?, rank)?);
+                    span = Some(basis(gpu, model, &plan.silent, silence.rank)?);
                 }
             }
             latents.push(own);
@@ -287,8 +285,8 @@ impl<'a> Run<'a> {
             return Ok(false);
         };
         log.probe(&record)?;
-        let limit = self.config.train.stop_leak.unwrap_or(f64::INFINITY);
-        outcome.stopped = record.leak.is_some_and(|leak| leak > limit);
+        let limit = self.config.train.stop_leak;
+        outcome.stopped = limit > 0.0 && record.leak.is_some_and(|leak| leak > limit);
         if outcome.stopped {
             outcome.steps = done;
         }

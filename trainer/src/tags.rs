@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use strata_model::{ClipTokenizer, Tag, places};
+use strata_model::{ClipTokenizer, Tag, find_in, swap};
 
 use crate::Result;
 
@@ -29,7 +29,7 @@ impl Tags {
     /// The text cannot be encoded.
     pub fn are_in(&self, text: &str) -> Result<bool> {
         for tag in &self.tags {
-            if !places(&self.tokenizer, text, tag)?.is_empty() {
+            if !find_in(&self.tokenizer, text, tag)?.is_empty() {
                 return Ok(true);
             }
         }
@@ -41,21 +41,7 @@ impl Tags {
     /// # Errors
     /// The text cannot be encoded.
     pub fn swap(&self, text: &str, with: &str) -> Result<String> {
-        let mut found = Vec::new();
-        for tag in &self.tags {
-            found.extend(places(&self.tokenizer, text, tag)?);
-        }
-        // the longest of those that begin together, and none that begins within another
-        found.sort_by_key(|place| (place.start, std::cmp::Reverse(place.end)));
-        let (mut swapped, mut end) = (String::new(), 0);
-        for place in found.into_iter() {
-            if place.start >= end {
-                swapped += &text[end..place.start];
-                swapped += with;
-                end = place.end;
-            }
-        }
-        swapped += &text[end..];
+        let swapped = swap(&self.tokenizer, text, &self.tags, with)?;
         let parts = swapped.split(',').map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
         Ok(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "))
     }

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::{Error, Result};
 
 /// An event file that is being written.
-pub struct TensorBoard {
+pub(crate) struct TensorBoard {
     path: PathBuf,
     file: File,
 }

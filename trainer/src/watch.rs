@@ -1,8 +1,8 @@
 //! The probe during training: how far the feature that learns moves the model with its tag and without, every so often.
 
 use serde::Serialize;
-use strata_engine::{DType, Gpu, Tensor};
-use strata_model::{Clip, ClipTokenizer, Cx, GateMode, NoiseSchedule, Prompt, Tag, Unet};
+use strata_engine::{DType, Gpu};
+use strata_model::{Clip, ClipTokenizer, GateMode, NoiseSchedule, Prompt, Tag, Unet};
 
 use crate::cache::Latents;
 use crate::plan::Plan;
@@ -37,12 +37,8 @@ pub(crate) fn script(gpu: &Gpu, config: &Config, plans: &[&Plan]) -> Result<Scri
         Ok(ProbeFeature { name: plan.feature.name.clone(), tags, class, weight: 1.0 })
     };
     let features = plans.iter().map(feature).collect::<Result<_>>()?;
-    Script::new(&tokenizer, features, &[], |prompt: &Prompt| {
-        let (ids, chunk) = (prompt.ids(), tokenizer.max_length());
-        let ids = Tensor::from_u32(gpu, ids, &[ids.len() / chunk, chunk])?;
-        let states = clip.forward(&Cx::new(&strata_engine::Tape::off()), &ids, 0)?;
-        Ok(states.reshape(&[1, states.rows(), states.last()])?)
-    })
+    let states = |prompt: &Prompt| clip.states(tokenizer.max_length(), std::slice::from_ref(prompt), 0);
+    Script::new(&tokenizer, features, &[], states)
 }
 
 /// Looks at a feature every `probe_every` steps.
@@ -54,7 +50,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Of the attached set number `own`; the features of `script` are those attached. The latents are those of its first pictures.
+    /// Of the attached set number `own`; the features of `script` are those attached. The latents are those of its
+    /// first pictures.
     pub fn new(
         gpu: &Gpu,
         config: &Config,

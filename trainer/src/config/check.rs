@@ -73,10 +73,9 @@ impl Config {
         let must = "probes features; give at least one [[feature]], or set it to 0";
         require(!probes || !feature.is_empty(), "train.probe_every", train.probe_every, must)?;
         let limit = train.stop_leak;
+        require(not_negative(limit), "train.stop_leak", limit, "must be 0 (never) or more")?;
         let must = "needs train.probe_every, since it is a probe that finds it";
-        require(limit.is_none() || probes, "train.stop_leak", limit.unwrap_or_default(), must)?;
-        let must = "must be more than 0; omit it for never";
-        require(limit.is_none_or(positive), "train.stop_leak", limit.unwrap_or_default(), must)?;
+        require(limit == 0.0 || probes, "train.stop_leak", limit, must)?;
         if feature.is_empty() {
             dataset.check("")?;
             return check_rules(lora, "");

@@ -220,10 +220,7 @@ impl TrainConfig {
         line(t, "caption_dropout", number(caption_dropout), "share of samples with an empty caption");
         line(t, "save_every", number(save_every), "steps between saves; 0 = at the end alone");
         line(t, "probe_every", number(probe_every), "steps between probes of a feature for leaks; 0 = never");
-        if *probe_every > 0 {
-            let limit = stop_leak.as_ref().map(number);
-            optional(t, "stop_leak", limit, "0.5".into(), "stop a feature that leaks more; default: never");
-        }
+        line(t, "stop_leak", number(stop_leak), "stop a feature once a probe finds it leaks more; 0 = never");
         line(t, "timestep_min", number(timestep_min), "first timestep to draw: 0 is the clean picture");
         line(t, "timestep_max", number(timestep_max), "one past the last: 1000 is all noise");
     }

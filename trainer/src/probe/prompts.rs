@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use strata_engine::Tensor;
-use strata_model::{ClipTokenizer, Prompt, Tag};
+use strata_model::{ClipTokenizer, Prompt, Tag, find_in, swap};
 
 use crate::{Error, Result};
 
@@ -117,7 +117,7 @@ impl Script {
             .flat_map(|(i, feature)| feature.tags.iter().map(move |tag| (i, tag)))
             .collect();
         let mut reader = Reader { tokenizer, tags: &tags, known: BTreeMap::new(), prompts: Vec::new() };
-        let wordings = Wordings::new(lines, &features);
+        let wordings = Wordings::new(tokenizer, lines, &features)?;
         let groups =
             (0..features.len()).map(|i| reader.groups(i, &features, &wordings)).collect::<Result<_>>()?;
         let mut texts = Vec::new();
@@ -159,7 +159,7 @@ struct Wordings {
 }
 
 impl Wordings {
-    fn new(lines: &[String], features: &[ProbeFeature]) -> Self {
+    fn new(tokenizer: &ClipTokenizer, lines: &[String], features: &[ProbeFeature]) -> Result<Self> {
         let (mut carriers, mut own, mut ordinary) =
             (Vec::new(), vec![Vec::new(); features.len()], Vec::new());
         for line in lines {
@@ -169,9 +169,13 @@ impl Wordings {
             }
             let mut has_tag = false;
             for (feature, own) in features.iter().zip(&mut own) {
-                let carrier = feature.tags.iter().find_map(|tag| carrier(line, tag.text()));
-                has_tag |= carrier.is_some();
-                own.extend(carrier);
+                for tag in &feature.tags {
+                    if !find_in(tokenizer, line, tag)?.is_empty() {
+                        own.push(swap(tokenizer, line, std::slice::from_ref(tag), "{}")?);
+                        has_tag = true;
+                        break;
+                    }
+                }
             }
             if !has_tag {
                 ordinary.push(line.clone());
@@ -181,30 +185,12 @@ impl Wordings {
             true => default.iter().map(|text| text.to_string()).collect(),
             false => given,
         };
-        Self { carriers: or(carriers, &CARRIERS), own, ordinary: or(ordinary, &ORDINARY) }
+        Ok(Self { carriers: or(carriers, &CARRIERS), own, ordinary: or(ordinary, &ORDINARY) })
     }
 
     fn carriers(&self, feature: usize) -> &[String] {
         if self.own[feature].is_empty() { &self.carriers } else { &self.own[feature] }
     }
-}
-
-/// A prompt with `{}` wherever it has the tag, in any case of letters and as a whole word; `None` if nowhere.
-fn carrier(line: &str, tag: &str) -> Option<String> {
-    // of equal length in bytes
-    let (lower, tag) = (line.to_ascii_lowercase(), tag.to_ascii_lowercase());
-    let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    let torn = |at: usize| word(line[..at].chars().next_back()) && word(line[at..].chars().next());
-    let (mut carrier, mut from) = (String::new(), 0);
-    for (at, _) in lower.match_indices(&tag) {
-        let end = at + tag.len();
-        if !torn(at) && !torn(end) {
-            carrier += &line[from..at];
-            carrier += "{}";
-            from = end;
-        }
-    }
-    (from > 0).then(|| carrier + &line[from..])
 }
 
 struct Reader<'a> {
@@ -275,23 +261,5 @@ impl Reader<'_> {
             }
         }
         Ok(places)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::carrier;
-
-    #[test]
-    fn tags_make_way_for_others() {
-        let cases = [
-            ("a photo of sks cat", Some("a photo of {} cat")),
-            ("SKS, and Sks", Some("{}, and {}")),
-            ("été (sks:1.2)", Some("été ({}:1.2)")),
-            ("sksy or asks or sks_2", None),
-            ("", None),
-        ];
-        cases.iter().for_each(|(line, expected)| assert_eq!(carrier(line, "sks").as_deref(), *expected));
-        assert_eq!(carrier("a<u>b", "<u>").as_deref(), Some("a{}b"), "signs end a word");
     }
 }
