@@ -5,13 +5,13 @@
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{Defs, Variant, variant};
 use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "attention",
     source: include_str!("attention.wgsl"),
-    includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
+    includes: &[("vec", include_str!("include/vec.wgsl"))],
 };
 
 params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }
@@ -68,11 +68,10 @@ fn launch<'a>(x: &'a Tensor, p: &AttentionParams, name: &'static str, causal: bo
     let pass = Pass { name, causal, d: p.d as usize };
     let tokens = if name == "keys" { p.tk } else { p.tq };
     let parts = if name == "delta" { 1 } else { pass.parts().2 as u32 };
-    let invocations = p.batch * p.heads * tokens * parts;
     Launch::new(x.gpu(), &SHADER)
         .defs(pass.defs(x.dtype(), wg))
         .params(p)
-        .grid(fold_grid(invocations.div_ceil(wg)))
+        .grid(fold_grid(p.batch * p.heads * parts * tokens.div_ceil(wg)))
 }
 
 /// softmax(q kᵀ / √d) v per head: q `[B, Tq, H·D]`, k and v `[B, Tk, H·D]`, to `[B, Tq, H·D]`.

@@ -6,13 +6,12 @@
 //   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (dp - delta[i])
 //   keys:    dk[j] = scale sum_i ds[i, j] q[i],   dv[j] = sum_i p[i, j] do[i]
 // q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq].
-// Dispatch: b h parts t invocations, t fastest, folded. A head has d / W vectors. An invocation keeps N of them in
+// Dispatch: one workgroup per {{ WG }} tokens of a head and part, tokens fastest, folded. A head has d / W vectors. An invocation keeps N of them in
 // registers, by name, since compilers turn an indexed private array into a tree of branches. WHOLE: N is all of them.
 // Otherwise each part of N vectors computes the scores anew from memory, U vectors per iteration (Mesa before 23 ends all
 // loops of an invocation after 65,535 iterations in total).
 // Numeric note: f32. delta equals do[i] . o[i], but o may have been rounded to f16; then sum_j ds[i, j] is not 0, and the
 // error is multiplied with the mean of the keys.
-{% include "index" %}
 {% from "vec" import vec %}
 {% set X = vec(W, "f32") %}
 {% set KEYS = PASS == "keys" %}
@@ -59,17 +58,19 @@ fn sum(x: {{ X }}) -> f32 {
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let id = flat_index(wid, groups, lid);
+    // what all invocations share is computed without lid, so that a driver can tell
+    let id = wid.x + wid.y * groups.x;
     let tokens = {{ "p.tk" if KEYS else "p.tq" }};
+    let blocks = (tokens + {{ WG - 1 }}u) / {{ WG }}u;
     let d = p.d / {{ W }}u;
     let parts = {% if DELTA %}1u{% else %}(d + {{ N - 1 }}u) / {{ N }}u{% endif %};
-    if (id >= p.batch * p.heads * parts * tokens) {
+    let own = id % blocks * {{ WG }}u + lid;
+    let first = id / blocks % parts * {{ N }}u;
+    let head = id / blocks / parts % p.heads;
+    let b = id / blocks / parts / p.heads;
+    if (own >= tokens || b >= p.batch) {
         return;
     }
-    let own = id % tokens;
-    let first = id / tokens % parts * {{ N }}u;
-    let head = id / tokens / parts % p.heads;
-    let b = id / tokens / parts / p.heads;
     let row = p.heads * d;
     let at_q = b * p.tq * row + head * d;
     let at_k = b * p.tk * row + head * d;
