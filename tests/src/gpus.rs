@@ -1,5 +1,6 @@
 //! The GPU adapter under test, opened once per way of running it.
 
+use std::io::Write;
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
 use strata_engine::{GemmVariant, Gpu, GpuOptions};
@@ -46,4 +47,9 @@ pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
     };
     // a failed test leaves the adapter usable
     slot.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Says that something is not tested here, and why, past the test runner, which shows nothing of a test that passes.
+pub fn skipped(what: &str) {
+    writeln!(std::io::stderr(), "skipped {what}").expect("stderr can be written to");
 }

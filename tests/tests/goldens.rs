@@ -2,14 +2,14 @@
 
 use strata_cli::parity;
 use strata_engine::DType;
-use strata_tests::{Setup, gpu};
+use strata_tests::{Setup, gpu, skipped};
 
 use crate::support::golden;
 
 fn compare(model: &str, dtype: DType, setup: Setup) {
     let gpu = gpu(setup);
     if dtype == DType::F16 && !gpu.caps().f16 {
-        println!("skipped {model} [f16, {setup:?}]: {} has no f16", gpu.caps().name);
+        skipped(&format!("{model} [f16, {setup:?}]: {} has no f16", gpu.caps().name));
         return;
     }
     let report = parity::run(&golden(model, ""), dtype, &gpu).unwrap();

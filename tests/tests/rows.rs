@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 
 use strata_engine::DType;
 use strata_kernels::variants;
-use strata_tests::{Effort, Expected, Row, Setup, check, gpu};
+use strata_tests::{Effort, Expected, Row, Setup, check, gpu, skipped};
 
 /// Holds every setup to every row, in both dtypes. That params are read as well from the uniform arena is seen on the
 /// first row.
@@ -42,7 +42,7 @@ fn hold(rows: impl IntoIterator<Item = Row>) {
                 };
                 let gpu = gpu(setup);
                 if dtype == DType::F16 && !gpu.caps().f16 {
-                    println!("skipped {} [f16, {setup:?}]: {} has no f16", row.name, gpu.caps().name);
+                    skipped(&format!("{} [f16, {setup:?}]: {} has no f16", row.name, gpu.caps().name));
                     continue;
                 }
                 let before: HashSet<String> = gpu.pipelines().into_iter().collect();

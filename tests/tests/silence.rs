@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{AdamW, Gate, LinearArgs, Lora, adamw, grad_norm, linear};
 use strata_model::{Clip, ClipTokenizer, Cx, Gates, LoraSet, Rule, Selection, Unet, Weights};
-use strata_tests::{Random, Setup, gpu};
+use strata_tests::{Random, Setup, gpu, skipped};
 use strata_trainer::silence::{
     Basis, Delta, Silence, States, basis, default_bank, deltas, read_bank, reads_text,
 };
@@ -196,7 +196,7 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
     for (setup, dtype) in [(Setup::Lane, DType::F32), (Setup::Tile, DType::F32), (Setup::Lane, DType::F16)] {
         let gpu = gpu(setup);
         if dtype == DType::F16 && !gpu.caps().f16 {
-            println!("skipped f16: {} has no f16", gpu.caps().name);
+            skipped(&format!("silence [f16]: {} has no f16", gpu.caps().name));
             continue;
         }
         let tagged = States::collect(&gpu, &model(), &owned(&TAGGED)).unwrap();

@@ -9,6 +9,7 @@ use std::time::Instant;
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
 use strata_kernels::mse;
 use strata_model::{Cx, Gates, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
+use strata_tests::skipped;
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
 use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
 
@@ -112,10 +113,10 @@ fn too_slow(gpu: &Gpu, learner: &mut Learner<'_>, batch: &Batch) -> bool {
     let slow = seconds > MOST_SECONDS;
     if slow {
         let caps = gpu.caps();
-        println!(
-            "skipped: a step takes {seconds:.1} s on {} {}; it must be below {MOST_SECONDS} s",
+        skipped(&format!(
+            "training: a step takes {seconds:.1} s on {} {}; it must be below {MOST_SECONDS} s",
             caps.name, caps.driver
-        );
+        ));
     }
     slow
 }
