@@ -1,4 +1,4 @@
-// Attention, one invocation per {{ "key" if PASS == "keys" else "query" }}, head and part of the head; {{ PASS }}. No score matrix in memory.
+// Attention without a score matrix in memory, pass {{ PASS }}.
 //
 //   s[i, j] = scale q[i] . k[j]       p = softmax over j (j <= i where CAUSAL)       o[i] = sum_j p[i, j] v[j]
 //   forward: o, and lse[i] = log sum_j exp s[i, j], by the online softmax (arXiv 1805.02867, algorithm 3)
@@ -6,10 +6,12 @@
 //   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (dp - delta[i])
 //   keys:    dk[j] = scale sum_i ds[i, j] q[i],   dv[j] = sum_i p[i, j] do[i]
 // q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq].
-// Dispatch: one workgroup per {{ WG }} tokens of a head and part, tokens fastest, folded. A head has d / W vectors. An invocation keeps N of them in
-// registers, by name, since compilers turn an indexed private array into a tree of branches. WHOLE: N is all of them.
-// Otherwise each part of N vectors computes the scores anew from memory, U vectors per iteration (Mesa before 23 ends all
-// loops of an invocation after 65,535 iterations in total).
+// Dispatch: one workgroup per {{ WG * Q }} {{ "keys" if PASS == "keys" else "queries" }} of a head and part of it, tokens fastest, folded. An invocation
+// works on Q of these tokens, which share what it loads; the tokens of a workgroup share sample and head.
+// A head has d / W vectors. An invocation keeps N of them per token in registers, by name, since compilers turn an
+// indexed private array into a tree of branches. WHOLE: N is all of them. Otherwise each part of N vectors computes the
+// scores anew from memory, U vectors per iteration (Mesa before 23 ends all loops of an invocation after 65,535
+// iterations in total).
 // Numeric note: f32. delta equals do[i] . o[i], but o may have been rounded to f16; then sum_j ds[i, j] is not 0, and the
 // error is multiplied with the mean of the keys.
 {% from "vec" import vec %}
@@ -17,6 +19,7 @@
 {% set KEYS = PASS == "keys" %}
 {% set FORWARD = PASS == "forward" %}
 {% set DELTA = PASS == "delta" %}
+{% set TOKENS = range(Q) %}
 @group(0) @binding(0) var<storage, read> q: array<{{ vec(W, T) }}>;
 @group(0) @binding(1) var<storage, read> k: array<{{ vec(W, T) }}>;
 @group(0) @binding(2) var<storage, read> v: array<{{ vec(W, T) }}>;
@@ -37,134 +40,172 @@
 {% endif %}
 {% endif %}
 
+// finite stand-in for -infinity, which fast math may not know
+const LOWEST = -3.0e38;
+
 fn sum(x: {{ X }}) -> f32 {
     return {% if W == 4 %}(x.x + x.y) + (x.z + x.w){% else %}x{% endif %};
 }
-{%- macro dot(result, mine, at_mine, kept, other, at_other) %}
-        var {{ result }} = {{ X }}(0.0);
+{%- macro part(c) %}{% if WHOLE %}{{ c }}u{% else %}min(first + {{ c }}u, d - 1u){% endif %}{% endmacro %}
+
+// result[t] = kept[t] . other[at]; with WHOLE the vectors of other stay known by name
+{%- macro dot(result, mine, kept, other) %}
+        {% for t in TOKENS %}
+        var {{ result }}{{ t }} = {{ X }}(0.0);
+        {% endfor %}
         {% if WHOLE %}
         {% for c in range(N) %}
-        {{ result }} = fma({{ kept }}{{ c }}, {{ X }}({{ other }}[{{ at_other }} + {{ c }}u]), {{ result }});
+        let {{ other }}{{ c }} = {{ X }}({{ other }}[at + {{ c }}u]);
+        {% for t in TOKENS %}
+        {{ result }}{{ t }} = fma({{ kept }}{{ t }}_{{ c }}, {{ other }}{{ c }}, {{ result }}{{ t }});
+        {% endfor %}
         {% endfor %}
         {% else %}
         for (var c = 0u; c < d; c += {{ U }}u) {
             {% for c in range(U) %}
-            {{ result }} = fma({{ X }}({{ mine }}[{{ at_mine }} + c + {{ c }}u]), {{ X }}({{ other }}[{{ at_other }} + c + {{ c }}u]), {{ result }});
+            let {{ other }}{{ c }} = {{ X }}({{ other }}[at + c + {{ c }}u]);
+            {% for t in TOKENS %}
+            {{ result }}{{ t }} = fma({{ X }}({{ mine }}[at_own{{ t }} + c + {{ c }}u]), {{ other }}{{ c }}, {{ result }}{{ t }});
+            {% endfor %}
             {% endfor %}
         }
         {% endif %}
 {%- endmacro %}
-{%- macro part(c) %}{% if WHOLE %}{{ c }}u{% else %}min(first + {{ c }}u, d - 1u){% endif %}{% endmacro %}
+
+// the score of token t, where it counts
+{%- macro score(product, counts) %}{% if CAUSAL %}select(LOWEST, sum({{ product }}) * p.scale, {{ counts }}){% else %}sum({{ product }}) * p.scale{% endif %}{% endmacro %}
+
+// acc[t] += weight[t] other[at]
+{%- macro add(acc, weight, other, known) %}
+        {% for c in range(N) %}
+        {% if not (WHOLE and known) %}
+        let {{ other }}{{ c }} = {{ X }}({{ other }}[at + {{ part(c) }}]);
+        {% endif %}
+        {% for t in TOKENS %}
+        {{ acc }}{{ t }}_{{ c }} = fma({{ X }}({{ weight }}{{ t }}), {{ other }}{{ c }}, {{ acc }}{{ t }}_{{ c }});
+        {% endfor %}
+        {% endfor %}
+{%- endmacro %}
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     // what all invocations share is computed without lid, so that a driver can tell
     let id = wid.x + wid.y * groups.x;
     let tokens = {{ "p.tk" if KEYS else "p.tq" }};
-    let blocks = (tokens + {{ WG - 1 }}u) / {{ WG }}u;
+    let blocks = (tokens + {{ WG * Q - 1 }}u) / {{ WG * Q }}u;
     let d = p.d / {{ W }}u;
     let parts = {% if DELTA %}1u{% else %}(d + {{ N - 1 }}u) / {{ N }}u{% endif %};
-    let own = id % blocks * {{ WG }}u + lid;
+    let block = id % blocks * {{ WG * Q }}u;
     let first = id / blocks % parts * {{ N }}u;
     let head = id / blocks / parts % p.heads;
     let b = id / blocks / parts / p.heads;
-    if (own >= tokens || b >= p.batch) {
+    if (b >= p.batch) {
         return;
     }
     let row = p.heads * d;
     let at_q = b * p.tq * row + head * d;
     let at_k = b * p.tk * row + head * d;
     let stats = (b * p.heads + head) * p.tq;
-    let at_own = {{ "at_k" if KEYS else "at_q" }} + own * row;
+    {% for t in TOKENS %}
+    // tokens past the end repeat the last one and are not written
+    let own{{ t }} = min(block + {{ t * WG }}u + lid, tokens - 1u);
+    let at_own{{ t }} = {{ "at_k" if KEYS else "at_q" }} + own{{ t }} * row;
     {% for c in range(N) %}
     {% if WHOLE %}
-    let mine{{ c }} = {{ X }}({{ "k" if KEYS else "q" }}[at_own + {{ c }}u]);
+    let mine{{ t }}_{{ c }} = {{ X }}({{ "k" if KEYS else "q" }}[at_own{{ t }} + {{ c }}u]);
     {% if not FORWARD %}
-    let pair{{ c }} = {{ X }}({{ "v" if KEYS else "grad" }}[at_own + {{ c }}u]);
+    let pair{{ t }}_{{ c }} = {{ X }}({{ "v" if KEYS else "grad" }}[at_own{{ t }} + {{ c }}u]);
     {% endif %}
     {% endif %}
     {% if not DELTA %}
-    var acc{{ c }} = {{ X }}(0.0);
+    var acc{{ t }}_{{ c }} = {{ X }}(0.0);
     {% endif %}
     {% if KEYS %}
-    var acc_v{{ c }} = {{ X }}(0.0);
+    var acc_v{{ t }}_{{ c }} = {{ X }}(0.0);
+    {% endif %}
+    {% endfor %}
+    {% if FORWARD %}
+    var top{{ t }} = LOWEST;
+    {% elif not KEYS %}
+    let lse{{ t }} = lse[stats + own{{ t }}];
+    {% if not DELTA %}
+    let delta{{ t }} = delta[stats + own{{ t }}];
+    {% endif %}
+    {% endif %}
+    {% if FORWARD or DELTA %}
+    var total{{ t }} = 0.0;
     {% endif %}
     {% endfor %}
 {% if KEYS %}
-    for (var i = {{ "own" if CAUSAL else "0u" }}; i < p.tq; i++) {
+    for (var i = {{ "block" if CAUSAL else "0u" }}; i < p.tq; i++) {
         let at = at_q + i * row;
-        {{ dot("s", "k", "at_own", "mine", "q", "at") }}
-        {{ dot("dp", "v", "at_own", "pair", "grad", "at") }}
-        let weight = exp(sum(s) * p.scale - lse[stats + i]);
-        let ds = weight * (sum(dp) - delta[stats + i]) * p.scale;
-        {% for c in range(N) %}
-        acc{{ c }} = fma({{ X }}(ds), {{ X }}(q[at + {{ part(c) }}]), acc{{ c }});
-        acc_v{{ c }} = fma({{ X }}(weight), {{ X }}(grad[at + {{ part(c) }}]), acc_v{{ c }});
+        let lse_i = lse[stats + i];
+        let delta_i = delta[stats + i];
+        {{ dot("s", "k", "mine", "q") }}
+        {{ dot("dp", "v", "pair", "grad") }}
+        {% for t in TOKENS %}
+        let weight{{ t }} = exp({{ score("s" ~ t, "own" ~ t ~ " <= i") }} - lse_i);
+        let ds{{ t }} = weight{{ t }} * (sum(dp{{ t }}) - delta_i) * p.scale;
         {% endfor %}
+        {{ add("acc", "ds", "q", true) }}
+        {{ add("acc_v", "weight", "grad", true) }}
     }
 {% else %}
-    {% if FORWARD %}
-    // finite stand-in for -infinity, which fast math may not know
-    var top = -3.0e38;
-    var total = 0.0;
-    {% else %}
-    let own_lse = lse[stats + own];
-    {% if DELTA %}
-    var total = 0.0;
-    {% else %}
-    let own_delta = delta[stats + own];
-    {% endif %}
-    {% endif %}
-    for (var j = 0u; j < {{ "min(own + 1u, p.tk)" if CAUSAL else "p.tk" }}; j++) {
+    for (var j = 0u; j < {% if CAUSAL %}min(block + {{ WG * Q }}u, p.tk){% else %}p.tk{% endif %}; j++) {
         let at = at_k + j * row;
-        {{ dot("s4", "q", "at_own", "mine", "k", "at") }}
-        let s = sum(s4) * p.scale;
+        {{ dot("product", "q", "mine", "k") }}
+        {% if not FORWARD %}
+        {{ dot("dp", "grad", "pair", "v") }}
+        {% endif %}
+        {% for t in TOKENS %}
+        let s{{ t }} = {{ score("product" ~ t, "j <= own" ~ t) }};
         {% if FORWARD %}
-        if (s > top) {
-            let shrink = exp(top - s);
-            total *= shrink;
+        if (s{{ t }} > top{{ t }}) {
+            let shrink = exp(top{{ t }} - s{{ t }});
+            total{{ t }} *= shrink;
             {% for c in range(N) %}
-            acc{{ c }} *= shrink;
+            acc{{ t }}_{{ c }} *= shrink;
             {% endfor %}
-            top = s;
+            top{{ t }} = s{{ t }};
         }
-        let weight = exp(s - top);
-        total += weight;
-        {% for c in range(N) %}
-        acc{{ c }} = fma({{ X }}(weight), {{ X }}(v[at + {{ part(c) }}]), acc{{ c }});
-        {% endfor %}
+        let weight{{ t }} = exp(s{{ t }} - top{{ t }});
+        total{{ t }} += weight{{ t }};
+        {% elif DELTA %}
+        total{{ t }} = fma(exp(s{{ t }} - lse{{ t }}), sum(dp{{ t }}), total{{ t }});
         {% else %}
-        {{ dot("dp", "grad", "at_own", "pair", "v", "at") }}
-        {% if DELTA %}
-        total = fma(exp(s - own_lse), sum(dp), total);
-        {% else %}
-        let ds = exp(s - own_lse) * (sum(dp) - own_delta) * p.scale;
-        {% for c in range(N) %}
-        acc{{ c }} = fma({{ X }}(ds), {{ X }}(k[at + {{ part(c) }}]), acc{{ c }});
-        {% endfor %}
+        let ds{{ t }} = exp(s{{ t }} - lse{{ t }}) * (sum(dp{{ t }}) - delta{{ t }}) * p.scale;
         {% endif %}
+        {% endfor %}
+        {% if FORWARD %}
+        {{ add("acc", "weight", "v", false) }}
+        {% elif not DELTA %}
+        {{ add("acc", "ds", "k", true) }}
         {% endif %}
     }
-    {% if FORWARD %}
-    if (first == 0u) {
-        lse[stats + own] = top + log(total);
-    }
-    {% elif DELTA %}
-    delta[stats + own] = total;
-    {% endif %}
 {% endif %}
-{% if not DELTA %}
-    {% for c in range(N) %}
-    {% if not WHOLE %}
-    if (first + {{ c }}u < d) {
-    {% endif %}
-    out[at_own + first + {{ c }}u] = {{ vec(W, T) }}(acc{{ c }}{% if FORWARD %} / total{% endif %});
-    {% if KEYS %}
-    out_v[at_own + first + {{ c }}u] = {{ vec(W, T) }}(acc_v{{ c }});
-    {% endif %}
-    {% if not WHOLE %}
+    {% for t in TOKENS %}
+    if (block + {{ t * WG }}u + lid < tokens) {
+        {% if FORWARD %}
+        if (first == 0u) {
+            lse[stats + own{{ t }}] = top{{ t }} + log(total{{ t }});
+        }
+        {% elif DELTA %}
+        delta[stats + own{{ t }}] = total{{ t }};
+        {% endif %}
+        {% if not DELTA %}
+        {% for c in range(N) %}
+        {% if not WHOLE %}
+        if (first + {{ c }}u < d) {
+        {% endif %}
+        out[at_own{{ t }} + first + {{ c }}u] = {{ vec(W, T) }}(acc{{ t }}_{{ c }}{% if FORWARD %} / total{{ t }}{% endif %});
+        {% if KEYS %}
+        out_v[at_own{{ t }} + first + {{ c }}u] = {{ vec(W, T) }}(acc_v{{ t }}_{{ c }});
+        {% endif %}
+        {% if not WHOLE %}
+        }
+        {% endif %}
+        {% endfor %}
+        {% endif %}
     }
-    {% endif %}
     {% endfor %}
-{% endif %}
 }

@@ -132,7 +132,7 @@ impl<'a> Gemm<'a> {
             stride: conv.map_or(1, |v| v.stride as u32),
             pad: conv.map_or(0, |v| v.pad as u32),
         };
-        let body = Body::new(gpu.caps(), n);
+        let body = Body::new(gpu.caps(), m, n);
         let features = Features {
             types: [self.a.dtype(), self.b.dtype(), self.out],
             layout: self.layout,
@@ -168,23 +168,34 @@ impl<'a> Gemm<'a> {
 /// The kernel body and how much of the output one of its workgroups makes.
 struct Body {
     shader: &'static Shader,
-    /// Lane only: how the 8 invocations of a workgroup lie over rows and columns.
-    lanes: [u32; 2],
+    /// Rows and columns of one workgroup.
     tile: [u32; 2],
 }
 
+/// Rows and columns of a workgroup of 8 invocations, which lie over the rows: for most products, for few columns
+/// (the rank of a LoRA), and for few rows. On llvmpipe (Mesa 26), in GFLOP per CPU-second (NT, f32, m×n×k):
+///
+/// | tile  | 1024×256×256 | 1024×8×32 | 16×96×96 |
+/// |-------|--------------|-----------|----------|
+/// | 32×16 | 23           | 8         | 5        |
+/// | 64×8  | 20           | 11        | 4        |
+/// | 16×16 | 20           | 6         | 10       |
+const LANE_TILES: [[u32; 2]; 3] = [[32, 16], [64, 8], [16, 16]];
+
 impl Body {
-    fn new(caps: &Caps, n: u32) -> Body {
+    fn new(caps: &Caps, m: u32, n: u32) -> Body {
         match caps.gemm {
-            GemmVariant::Tile => Body { shader: &TILE, lanes: [1, 1], tile: [64, 64] },
-            // eight invocations side by side where the row is long enough to fill them
-            GemmVariant::Lane => Body::lane(if n > 32 { 8 } else { 1 }),
+            GemmVariant::Tile => Body::TILE,
+            GemmVariant::Lane if n <= 8 => Body::lane(LANE_TILES[1]),
+            GemmVariant::Lane if m <= 16 => Body::lane(LANE_TILES[2]),
+            GemmVariant::Lane => Body::lane(LANE_TILES[0]),
         }
     }
 
-    fn lane(columns: u32) -> Body {
-        let rows = 8 / columns;
-        Body { shader: &LANE, lanes: [rows, columns], tile: [8 * rows, 8 * columns] }
+    const TILE: Body = Body { shader: &TILE, tile: [64, 64] };
+
+    fn lane(tile: [u32; 2]) -> Body {
+        Body { shader: &LANE, tile }
     }
 
     fn tiles(&self, m: u32, n: u32) -> u32 {
@@ -227,8 +238,8 @@ impl Features {
             ("RESIDUAL", self.residual.into()),
             ("GATE", self.gate.into()),
             ("ACT", self.act.wgsl().into()),
-            ("LM", body.lanes[0].into()),
-            ("LN", body.lanes[1].into()),
+            ("RR", (body.tile[0] / 8).into()),
+            ("CC", body.tile[1].into()),
         ]
     }
 }
@@ -242,7 +253,7 @@ const TYPES: [[DType; 3]; 5] = {
 
 /// Every text this family can take.
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let bodies = [Body::lane(1), Body::lane(8), Body { shader: &TILE, lanes: [1, 1], tile: [64, 64] }];
+    let bodies: Vec<Body> = LANE_TILES.map(Body::lane).into_iter().chain([Body::TILE]).collect();
     let products =
         [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))];
     for body in &bodies {

@@ -1,9 +1,12 @@
-// GEMM for CPU adapters: 8 rows x 8 columns per invocation in registers, no workgroup memory, no barrier.
-// Dispatch: one workgroup of LM x LN = 8 invocations per 8 LM rows x 8 LN columns, columns fastest, folded.
+// GEMM for CPU adapters: RR rows x CC columns per invocation in registers, no workgroup memory, no barrier.
+// The 8 invocations of a workgroup lie over rows: each reads rows of A of its own, and all share every value of B, which
+// a driver that sees so loads once as a scalar. A vector of A serves CC columns, a scalar of B 8 RR rows.
+// Dispatch: one workgroup of 8 invocations per 8 RR rows x CC columns, columns fastest, folded.
 // Numeric note: f32 accumulation in order of k, fused multiply-add.
 {% include "gemm_io" %}
 {% from "vec" import vec %}
-{% set ROWS = range(8) %}
+{% set ROWS = range(RR) %}
+{% set QUADS = range(CC // 4) %}
 
 // acc += A[:, k .. k + width] B[k .. k + width, :] for k < count, in steps of width
 {%- macro accumulate(a, b, width, count, step, guarded) %}
@@ -17,7 +20,7 @@
         {% endfor %}
         {% if NN %}
         {% for q in range(width) %}
-        {% for h in range(2) %}
+        {% for h in QUADS %}
         {% if width == 4 %}
         let {{ b }}{{ h }}_{{ q }} = vec4<f32>({{ b }}[((k * 4u + {{ q }}u) * {{ step }} + row_b + col{{ h }}) / 4u]);
         {% else %}
@@ -30,7 +33,7 @@
         {% endfor %}
         {% endfor %}
         {% else %}
-        {% for h in range(2) %}
+        {% for h in QUADS %}
         {% for j in range(4) %}
         let {{ b }}{{ h }}_{{ j }} = {{ vec(width, "f32") }}({{ b }}[at_b{{ h }}_{{ j }} + k]);
         {% endfor %}
@@ -48,29 +51,25 @@
 
 @compute @workgroup_size(8)
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    let across = (p.n + {{ 8 * LN }}u - 1u) / {{ 8 * LN }}u;
+    let across = (p.n + {{ CC }}u - 1u) / {{ CC }}u;
     let block = wid.x + wid.y * groups.x;
     // what all invocations share is computed without lid, so that a driver can tell
-    {% if LN == 8 %}
-    let first_row = block / across * 8u;
-    let first_col = (block % across * 8u + lid) * 8u;
-    {% else %}
-    let first_row = (block / across * 8u + lid) * 8u;
-    let first_col = block % across * 8u;
-    {% endif %}
+    let first_row = (block / across * 8u + lid) * {{ RR }}u;
+    let first_col = block % across * {{ CC }}u;
     if (first_row >= p.m || first_col >= p.n) {
         return;
     }
     // rows and columns past the end repeat the last one; the epilogue drops them
     {% for i in ROWS %}
     let row{{ i }} = min(first_row + {{ i }}u, p.m - 1u);
-    var acc{{ i }}_0 = vec4<f32>();
-    var acc{{ i }}_1 = vec4<f32>();
+    {% for h in QUADS %}
+    var acc{{ i }}_{{ h }} = vec4<f32>();
+    {% endfor %}
     {% if CONV %}
     let pixel{{ i }} = pixel(row{{ i }});
     {% endif %}
     {% endfor %}
-    {% for h in range(2) %}
+    {% for h in QUADS %}
     {% if NN and (V == 4 or VE == 4) %}
     let col{{ h }} = min(first_col + {{ 4 * h }}u, p.n - 4u);
     {% endif %}
@@ -89,7 +88,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% if NN %}
         let row_b = tap * p.n;
         {% else %}
-        {% for h in range(2) %}
+        {% for h in QUADS %}
         {% for j in range(4) %}
         let at_b{{ h }}_{{ j }} = (col{{ h }}_{{ j }} * p.taps + tap) * (p.c / {{ V }}u);
         {% endfor %}
@@ -105,7 +104,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% if NN %}
         let row_b = 0u;
         {% else %}
-        {% for h in range(2) %}
+        {% for h in QUADS %}
         {% for j in range(4) %}
         let at_b{{ h }}_{{ j }} = col{{ h }}_{{ j }} * (p.r / {{ VE }}u);
         {% endfor %}
@@ -115,7 +114,8 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     }
     {% endif %}
     {% for i in ROWS %}
-    finish(first_row + {{ i }}u, first_col, acc{{ i }}_0);
-    finish(first_row + {{ i }}u, first_col + 4u, acc{{ i }}_1);
+    {% for h in QUADS %}
+    finish(first_row + {{ i }}u, first_col + {{ 4 * h }}u, acc{{ i }}_{{ h }});
+    {% endfor %}
     {% endfor %}
 }
