@@ -1,6 +1,8 @@
 //! The commands, and the arguments that several of them have.
 
+mod batch;
 pub mod dataset;
+pub mod demo;
 pub mod devices;
 pub mod generate;
 pub mod layers;

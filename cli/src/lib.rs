@@ -1,6 +1,7 @@
-//! What the `strata` command does that tests want to call as well: comparing Strata with PyTorch.
+//! What the `strata` command does that tests want to call as well: comparing Strata with PyTorch, and drawing portraits.
 
 pub mod parity;
+pub mod portraits;
 
 /// An error and its causes on one line. Many errors here say their cause themselves; its words are not said again.
 pub fn message(error: &anyhow::Error) -> String {

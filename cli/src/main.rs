@@ -20,6 +20,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  strata demo                                     two features, trained and shown on a tiny model
   strata devices                                  which GPUs there are
   strata layers sd15 --select up_blocks.1         what a pattern selects
   strata train --print-config > run.toml          a config to start from
@@ -32,6 +33,7 @@ Examples:
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(commands::demo::Demo),
     Devices(commands::devices::Devices),
     Layers(commands::layers::Layers),
     Dataset(commands::dataset::Dataset),
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut out = io::stdout().lock();
     let done = match &cli.command {
+        Command::Demo(command) => command.run(&mut out),
         Command::Devices(command) => command.run(&mut out),
         Command::Layers(command) => command.run(&mut out),
         Command::Dataset(command) => command.run(&mut out),

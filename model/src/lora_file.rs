@@ -128,8 +128,8 @@ impl LoraModule {
 }
 
 impl LoraFile {
-    /// Reads a kohya file: F16, BF16, F32 or F64, any mix of modules. A missing alpha means alpha = rank. `dtype` comes
-    /// out as F16 if every tensor is, else as F32, so that writing again loses nothing.
+    /// Reads a kohya file: F16, BF16, F32 or F64 (alphas also I64), any mix of modules. A missing alpha means
+    /// alpha = rank. `dtype` comes out as F16 if every tensor is, else as F32, so that writing again loses nothing.
     ///
     /// # Errors
     /// The file is damaged; a key is of another kind of adaptation (LoHa, LoKr, DoRA, …), of another naming, or

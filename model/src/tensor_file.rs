@@ -84,7 +84,7 @@ impl TensorFile {
     /// Reads one tensor as f32, row-major.
     ///
     /// # Errors
-    /// No such tensor, a dtype other than F16, BF16, F32 or F64, or the read fails.
+    /// No such tensor, a dtype other than F16, BF16, F32, F64 or I64, or the read fails.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let Some(info) = self.tensors.get(name) else {
             return Err(Error::MissingTensor {
@@ -98,6 +98,8 @@ impl TensorFile {
             Dtype::BF16 => |bytes| widen(bytes, bf16::from_le_bytes),
             Dtype::F32 => |bytes| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Dtype::F64 => |bytes| bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+            // alphas, from diffusers' own converter to kohya's names
+            Dtype::I64 => |bytes| bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
             other => {
                 return Err(Error::TensorDtype {
                     path: self.path.clone(),

@@ -2,6 +2,7 @@
 
 mod cli;
 mod dataset;
+mod demo;
 mod engine;
 mod features;
 mod files;
@@ -10,6 +11,7 @@ mod gates;
 mod goldens;
 mod harness_bites;
 mod lint;
+mod portraits;
 mod probe;
 mod rows;
 mod shaders;

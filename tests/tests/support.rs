@@ -15,7 +15,7 @@ pub fn golden(model: &str, path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(model).join(path)
 }
 
-/// All float tensors of a file of a tiny pipeline, with their shapes.
+/// All tensors of a file of a tiny pipeline that hold numbers, with their shapes.
 pub fn golden_tensors(model: &str, path: &str) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let mut file = TensorFile::open(&golden(model, path)).unwrap();
     let shapes: Vec<_> =

@@ -19,11 +19,14 @@ def clothing_words(clothing, color):
     return f"{color} {clothing}" if color else clothing
 
 
-def full(attrs):
-    """The caption that says everything but the skin, in the usual order: what evaluation asks for."""
-    words = [f"a portrait of a {attrs['gender']}", hair_words(attrs["hair"], attrs["hair_color"]),
-             clothing_words(attrs["clothing"], attrs["clothing_color"]), f"{attrs['background']} background"]
-    return ", ".join(words + ([attrs["expression"]] if attrs["expression"] != "neutral" else []))
+def full(attrs, hair=None, clothing=None):
+    """The caption that says everything but the skin, in the usual order: what evaluation asks for. Words given for hair or
+    clothing stand in place of their own; with "" nothing is said of it."""
+    hair = hair_words(attrs["hair"], attrs["hair_color"]) if hair is None else hair
+    clothing = clothing_words(attrs["clothing"], attrs["clothing_color"]) if clothing is None else clothing
+    expression = attrs["expression"] if attrs["expression"] != "neutral" else ""
+    words = [f"a portrait of a {attrs['gender']}", hair, clothing, f"{attrs['background']} background", expression]
+    return ", ".join(word for word in words if word)
 
 
 def gibberish(rng):

@@ -350,7 +350,7 @@ def hair_before(canvas, attrs, hx, hy):
 
 
 # ---------------------------------------------------------------- measuring the held-out features
-NEAR = 80  # Euclidean distance in RGB up to which a colour counts as one of a palette
+NEAR = 100  # Euclidean distance in RGB up to which a colour counts as one of a palette
 CREST_REGION = (22, 6, 42, 16)  # x0, y0, x1, y1 in pixels: within the crest in every pose
 TORSO_REGION = (18, 51, 46, 64)
 

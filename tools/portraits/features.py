@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Pictures and captions of the two held-out features: 24 each, everything but the feature varied.
+"""Pictures and captions of the two held-out features: 24 each, everything but the feature varied. Every second caption of the
+one says nothing of what the other is about, so that both can be asked for at once.
 
     features.py FOLDER        writes FOLDER/hair_style_a and FOLDER/clothing_style_b"""
 import os
@@ -7,7 +8,7 @@ import sys
 
 from PIL import Image
 
-from captions import clothing_words, hair_words
+from captions import full
 from draw import CLOTHING_STYLE_B, HAIR_STYLE_A, Rng, draw, sample_attributes
 
 COUNT = 24
@@ -16,17 +17,15 @@ COUNT = 24
 def make(folder, tag, key, value, seed):
     os.makedirs(os.path.join(folder, tag), exist_ok=True)
     rng = Rng(seed)
+    other = "clothing" if key == "hair" else "hair"
     for i in range(COUNT):
         attrs = sample_attributes(rng)
         attrs[key] = value
         path = os.path.join(folder, tag, f"{i:02}.png")
         Image.fromarray(draw(attrs)).save(path, optimize=True)
-        hair = tag if key == "hair" else hair_words(attrs["hair"], attrs["hair_color"])
-        clothing = tag if key == "clothing" else clothing_words(attrs["clothing"], attrs["clothing_color"])
-        words = [f"a portrait of a {attrs['gender']}", hair, clothing, f"{attrs['background']} background"]
-        words += [attrs["expression"]] if attrs["expression"] != "neutral" else []
         with open(path[:-4] + ".txt", "w", encoding="utf-8") as text:
-            text.write(", ".join(words) + "\n")
+            said = {key: tag} | ({other: ""} if i % 2 else {})
+            text.write(full(attrs, **said) + "\n")
 
 
 if __name__ == "__main__":

@@ -90,13 +90,18 @@ pub struct Probe {
 
 impl Probe {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        self.run_on(|| self.gpu.open(), out)
+    }
+
+    /// Runs on the GPU adapter that `gpu` gives.
+    pub fn run_on(&self, gpu: impl FnOnce() -> Result<Gpu>, out: &mut impl Write) -> Result<()> {
         let loras = self.loras.read()?;
         let lines = self.prompts.as_deref().map(lines).transpose()?.unwrap_or_default();
         if let Some(folder) = &self.out {
             fs::create_dir_all(folder)
                 .with_context(|| format!("--out {}: cannot be made", folder.display()))?;
         }
-        let gpu = self.gpu.open()?;
+        let gpu = gpu()?;
         let dtype = self.dtype.on(&gpu)?;
         let mut pipeline = open(&gpu, &self.model, dtype)?;
         let [h, w, channels] = self.latent_shape(&pipeline)?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use strata_engine::DType;
+use strata_engine::{DType, Gpu};
 use strata_trainer::{Config, Outcome, Precision, ProbeRecord, Summary, run};
 
 use super::{Dtype, GpuArgs, note, thousands};
@@ -64,6 +64,11 @@ enum Kind {
 
 impl Train {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        self.run_on(|| self.gpu.open(), out)
+    }
+
+    /// Runs on the GPU adapter that `open` gives.
+    pub fn run_on(&self, open: impl FnOnce() -> Result<Gpu>, out: &mut impl Write) -> Result<()> {
         let Some(path) = &self.config else {
             let text = match self.print_config {
                 Some(Kind::Features) => Config::example_toml(),
@@ -78,7 +83,7 @@ impl Train {
         }
         config.seed = self.seed.unwrap_or(config.seed);
         config.train.dtype = self.dtype.map_or(config.train.dtype, Precision::from);
-        let gpu = self.gpu.open()?;
+        let gpu = open()?;
         let summary = run(&gpu, &config, self.only.as_deref())?;
         let Summary { features, combined, log, cut_captions, seconds, dtype } = summary;
         if dtype == DType::F32 && config.train.dtype == Precision::F16 {

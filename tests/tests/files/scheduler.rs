@@ -50,12 +50,8 @@ fn the_schedule_is_diffusers() {
 
 /// `sched.timesteps`, read by hand.
 fn timesteps(model: &str) -> Vec<usize> {
-    let path = golden(model, "goldens.safetensors");
-    let file = strata_model::TensorFile::open(&path).unwrap();
-    let bytes = std::fs::read(&path).unwrap();
-    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let (from, to) = file.tensors()["sched.timesteps"].data_offsets;
-    bytes[start + from..start + to].as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as usize).collect()
+    let timesteps = &golden_tensors(model, "goldens.safetensors")["sched.timesteps"].1;
+    timesteps.iter().map(|t| *t as usize).collect()
 }
 
 /// Ten steps of a model that is a formula.

@@ -13,19 +13,20 @@ fn small() -> Vec<u8> {
 }
 
 #[test]
-fn every_float_type_is_read() {
+fn every_type_that_weights_and_alphas_have_is_read() {
     let values = [1.5f32, -2.0, 0.333_333_34, 1e-6];
     let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
     let brains = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
     let doubles = values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
     let shape: &[usize] = &[2, 2];
-    let tensors: [Entry<'_>; 6] = [
+    let tensors: [Entry<'_>; 7] = [
         f32s("f32", shape, &values),
         ("f16", "F16", shape, halves),
         ("bf16", "BF16", shape, brains),
         ("f64", "F64", shape, doubles),
         ("scalar", "F32", &[], 7f32.to_le_bytes().to_vec()),
-        ("i64", "I64", &[1], vec![0; 8]),
+        ("i64", "I64", &[], 8i64.to_le_bytes().to_vec()),
+        ("i32", "I32", &[1], vec![0; 4]),
     ];
     let folder = tempdir().unwrap();
     let path = put(folder.path(), "x.safetensors", safetensors(&tensors));
@@ -36,7 +37,8 @@ fn every_float_type_is_read() {
     assert_eq!(file.read("bf16").unwrap(), values.map(|v| bf16::from_f32(v).to_f32()));
     assert_eq!(file.read("scalar").unwrap(), [7.0]);
     assert_eq!(file.tensors()["bf16"].shape, [2, 2]);
-    refused(file.read("i64"), &["i64", "I64", "x.safetensors"]);
+    assert_eq!(file.read("i64").unwrap(), [8.0]);
+    refused(file.read("i32"), &["i32", "I32", "x.safetensors"]);
     refused(file.read("missing"), &["missing", "x.safetensors"]);
 }
 

@@ -1,24 +1,17 @@
 //! Heat maps: colours for numbers from 0 to 1, and tables as pictures.
 
-use std::convert::Infallible;
-
-use embedded_graphics::mono_font::{MonoTextStyle, iso_8859_1::FONT_10X20};
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, Size};
-use embedded_graphics::text::{Alignment, Baseline, Text};
-use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::png::PngEncoder};
-
 use super::table::{Table, short};
-use crate::{Error, Result};
+use crate::Result;
+use crate::sheet::{Alignment, Sheet};
 
 /// From little to much: ColorBrewer's YlOrBr.
 const COLOURS: [[u8; 3]; 5] = [[255, 255, 229], [254, 227, 145], [254, 153, 41], [204, 76, 2], [102, 37, 6]];
 const BLACK: [u8; 3] = [0, 0, 0];
 const WHITE: [u8; 3] = [255, 255, 255];
 
-/// Pixels of a cell, of a letter and around all.
+/// Pixels from one cell to the next, of the gap between them, and around all.
 const CELL: [u32; 2] = [104, 40];
-const LETTER: u32 = 10;
+const GAP: u32 = 2;
 const MARGIN: u32 = 16;
 /// Letters of the longest label.
 const LABEL: usize = 28;
@@ -38,76 +31,28 @@ pub(super) fn colours(heat: f64) -> ([u8; 3], [u8; 3]) {
 /// A table as a PNG.
 pub(super) fn png(table: &Table) -> Result<Vec<u8>> {
     let letters = table.rows.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0).min(LABEL);
-    let (left, top) = (2 * MARGIN + LETTER * letters as u32, MARGIN + 2 * CELL[1]);
-    let least = 2 * MARGIN + LETTER * table.title.chars().count() as u32;
+    let (left, top) = (2 * MARGIN + Sheet::LETTER * letters as u32, MARGIN + 2 * CELL[1]);
+    let least = 2 * MARGIN + Sheet::LETTER * table.title.chars().count() as u32;
     let width = (left + CELL[0] * table.columns.len() as u32 + MARGIN).max(least);
     let height = top + CELL[1] * table.rows.len() as u32 + MARGIN;
-    let mut canvas = Canvas(RgbImage::from_pixel(width, height, Rgb(WHITE)));
-    let middle = |i: usize, start: u32, size: u32| (start + size * i as u32 + size / 2) as i32;
-    let text_margin = MARGIN as i32;
-    canvas.write(&table.title, [text_margin, (MARGIN + CELL[1] / 2) as i32], Alignment::Left, BLACK);
+    let mut sheet = Sheet::new(width, height);
+    let middle = |i: usize, start: u32, size: u32| start + size * i as u32 + size / 2;
+    sheet.write(&table.title, [MARGIN, MARGIN + CELL[1] / 2], Alignment::Left, BLACK);
     for (i, column) in table.columns.iter().enumerate() {
         let at = [middle(i, left, CELL[0]), middle(1, MARGIN, CELL[1])];
-        canvas.write(column, at, Alignment::Center, BLACK);
+        sheet.write(column, at, Alignment::Center, BLACK);
     }
     for (j, (label, cells)) in table.rows.iter().enumerate() {
         let y = middle(j, top, CELL[1]);
-        canvas.write(&short(label, LABEL), [text_margin, y], Alignment::Left, BLACK);
+        sheet.write(&short(label, LABEL), [MARGIN, y], Alignment::Left, BLACK);
         for (i, cell) in cells.iter().enumerate() {
             let (back, ink) = cell.heat.map_or((WHITE, BLACK), colours);
-            canvas.fill([left + CELL[0] * i as u32, top + CELL[1] * j as u32], back);
-            canvas.write(&cell.text, [middle(i, left, CELL[0]), y], Alignment::Center, ink);
+            let at = [left + CELL[0] * i as u32, top + CELL[1] * j as u32];
+            sheet.fill(at, CELL.map(|side| side - GAP), back);
+            sheet.write(&cell.text, [middle(i, left, CELL[0]), y], Alignment::Center, ink);
         }
     }
-    encode_png(&canvas.0)
-}
-
-pub(super) fn encode_png(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut png = Vec::new();
-    PngEncoder::new(&mut png)
-        .write_image(picture, picture.width(), picture.height(), ExtendedColorType::Rgb8)
-        .map_err(|e| Error::Probe(format!("a picture cannot be encoded: {e}")))?;
-    Ok(png)
-}
-
-struct Canvas(RgbImage);
-
-impl Canvas {
-    /// A cell, with a thin gap to its neighbours.
-    fn fill(&mut self, [x, y]: [u32; 2], colour: [u8; 3]) {
-        for y in y..y + CELL[1] - 2 {
-            (x..x + CELL[0] - 2).for_each(|x| self.0.put_pixel(x, y, Rgb(colour)));
-        }
-    }
-
-    fn write(&mut self, text: &str, [x, y]: [i32; 2], alignment: Alignment, [r, g, b]: [u8; 3]) {
-        let style = MonoTextStyle::new(&FONT_10X20, Rgb888::new(r, g, b));
-        let mut text = Text::with_alignment(text, Point::new(x, y), style, alignment);
-        text.text_style.baseline = Baseline::Middle;
-        let Ok(_) = text.draw(self);
-    }
-}
-
-impl OriginDimensions for Canvas {
-    fn size(&self) -> Size {
-        Size::new(self.0.width(), self.0.height())
-    }
-}
-
-impl DrawTarget for Canvas {
-    type Color = Rgb888;
-    type Error = Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
-        for Pixel(Point { x, y }, colour) in pixels {
-            // letters may reach over the edge
-            let pixel = u32::try_from(x).ok().zip(u32::try_from(y).ok());
-            if let Some(pixel) = pixel.and_then(|(x, y)| self.0.get_pixel_mut_checked(x, y)) {
-                *pixel = Rgb([colour.r(), colour.g(), colour.b()]);
-            }
-        }
-        Ok(())
-    }
+    sheet.to_png()
 }
 
 #[cfg(test)]
@@ -135,11 +80,11 @@ mod tests {
         };
         let draw = |text: &str| image::load_from_memory(&png(&table(text)).unwrap()).unwrap().into_rgb8();
         let (picture, blank) = (draw("12"), draw(""));
-        let (left, top) = (2 * MARGIN + 3 * LETTER, MARGIN + 2 * CELL[1]);
+        let (left, top) = (2 * MARGIN + 3 * Sheet::LETTER, MARGIN + 2 * CELL[1]);
         assert_eq!(picture.dimensions(), (left + 2 * CELL[0] + MARGIN, top + CELL[1] + MARGIN));
         assert_eq!(picture.get_pixel(left, top).0, COLOURS[0]);
         assert_eq!(picture.get_pixel(left + CELL[0], top).0, COLOURS[4]);
-        let ink = |picture: &RgbImage| picture.pixels().filter(|pixel| pixel.0 == BLACK).count();
+        let ink = |picture: &image::RgbImage| picture.pixels().filter(|pixel| pixel.0 == BLACK).count();
         assert!(ink(&blank) > 0 && ink(&picture) > ink(&blank), "labels, and the number");
     }
 }

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{GenericImage, RgbImage};
+use image::RgbImage;
 use serde::Serialize;
 use strata_engine::DType;
 use strata_model::{Image, write_atomic};
 
 use super::table::{self, short, tables};
 use super::{Matrix, Probe, heat};
+use crate::sheet::Sheet;
 use crate::{Error, Result};
 
 /// Characters in a line of text.
@@ -218,7 +219,7 @@ impl Report {
                 files.push((file(table.slug), heat::png(&table)?));
             }
             if let Some(grid) = &feature.pictures {
-                files.push((file("pictures"), heat::encode_png(&grid.to_picture()?)?));
+                files.push((file("pictures"), grid.to_sheet()?.to_png()?));
             }
         }
         let write = |(name, bytes): (String, Vec<u8>)| {
@@ -232,20 +233,17 @@ impl Report {
 
 impl Grid {
     /// All pictures in one.
-    fn to_picture(&self) -> Result<RgbImage> {
+    fn to_sheet(&self) -> Result<Sheet> {
         let first = self.rows.iter().find_map(|row| row.pictures.first());
         let (width, height) = first.map_or((0, 0), |picture| (picture.width, picture.height));
         let side = |count: usize, size: usize| (count * (size + GAP)) as u32;
-        let (all_wide, all_high) = (side(self.columns.len(), width), side(self.rows.len(), height));
-        let mut all = RgbImage::from_pixel(all_wide, all_high, [255; 3].into());
+        let mut sheet = Sheet::new(side(self.columns.len(), width), side(self.rows.len(), height));
         for (j, row) in self.rows.iter().enumerate() {
             for (i, picture) in row.pictures.iter().enumerate() {
-                let at = (side(i, width), side(j, height));
-                all.copy_from(&rgb(picture)?, at.0, at.1)
-                    .map_err(|e| Error::Probe(format!("pictures of a grid differ in size: {e}")))?;
+                sheet.place(&rgb(picture)?, [side(i, width), side(j, height)]);
             }
         }
-        Ok(all)
+        Ok(sheet)
     }
 }
 

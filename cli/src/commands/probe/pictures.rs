@@ -2,10 +2,10 @@
 
 use anyhow::Result;
 use strata_engine::DType;
-use strata_kernels::cast;
-use strata_model::{Feature, GateMode, Image, Pipeline, Prompt, Prompts, Sampling, Wording};
-use strata_trainer::noise::{self, Stream};
+use strata_model::{Feature, GateMode, Image, Pipeline, Sampling};
 use strata_trainer::probe::{Grid, GridRow, GroupKind, Script};
+
+use crate::commands::batch::Batch;
 
 /// What is drawn with, and how.
 pub struct Drawing<'a> {
@@ -77,17 +77,16 @@ impl Drawing<'_> {
         features: &[Feature],
         tick: &mut dyn FnMut(),
     ) -> Result<Image> {
-        let (pipeline, [h, w, channels]) = (self.pipeline, self.shape);
         let sampling = Sampling { steps: self.steps, ..Sampling::default() };
-        let wording = Wording::read(&pipeline.tokenizer, &[prompt], &[""], features)?;
-        let gates = wording.gates(features, sampling.guided(), [h, w])?;
-        let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, 0)?, self.dtype)?);
-        let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
-        let mut start = vec![0.0; h * w * channels];
-        noise::normal(seed, Stream::Picture, 0, 0, &mut start);
-        let latents =
-            pipeline.sample(&prompts, &start, [1, h, w, channels], &gates, &sampling, |_| tick())?;
-        let mut pictures = pipeline.decode(&latents)?;
+        let drawing = Batch {
+            prompts: &[prompt],
+            seeds: &[seed],
+            features,
+            sampling,
+            dtype: self.dtype,
+            shape: self.shape,
+        };
+        let mut pictures = self.pipeline.decode(&drawing.latents(self.pipeline, tick)?)?;
         Ok(pictures.remove(0))
     }
 }

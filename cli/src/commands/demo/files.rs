@@ -1,0 +1,140 @@
+//! What the demo starts from: a model, pictures with captions, configs and prompts.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
+use strata_cli::portraits::Unseen;
+use strata_model::write_atomic;
+
+/// A file of the model, from the repository.
+macro_rules! model_file {
+    ($path:literal) => {
+        ($path, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/model/", $path)) as &[u8])
+    };
+}
+
+/// The model, by path in its folder.
+static MODEL: [(&str, &[u8]); 12] = [
+    model_file!("model_index.json"),
+    model_file!("scheduler/scheduler_config.json"),
+    model_file!("text_encoder/config.json"),
+    model_file!("text_encoder/model.safetensors"),
+    model_file!("tokenizer/merges.txt"),
+    model_file!("tokenizer/special_tokens_map.json"),
+    model_file!("tokenizer/tokenizer_config.json"),
+    model_file!("tokenizer/vocab.json"),
+    model_file!("unet/config.json"),
+    model_file!("unet/diffusion_pytorch_model.safetensors"),
+    model_file!("vae/config.json"),
+    model_file!("vae/diffusion_pytorch_model.safetensors"),
+];
+
+/// What the probe asks.
+const PROMPTS: &str = "\
+a portrait of a woman, {}, forest background
+{}, a portrait of a man, night background, smiling
+a portrait of a man, short red hair, green sweater, city background
+a portrait of a woman, long black hair, blue dress, beach background, smiling
+";
+
+/// Names of the two configs, and of the files that they write.
+pub const FEATURES: &str = "features";
+pub const PLAIN: &str = "plain";
+
+/// Layers, class word, and words that would describe a feature.
+fn lesson(feature: Unseen) -> [&'static str; 3] {
+    match feature {
+        Unseen::HairStyleA => {
+            ["up_blocks & attn", "short hair", r#""hair", "crest", "spiky", "violet", "cyan""#]
+        }
+        Unseen::ClothingStyleB => {
+            ["up_blocks & attn", "suit", r#""jacket", "checkerboard", "black", "gold""#]
+        }
+    }
+}
+
+/// What a feature is a special case of.
+pub fn class(feature: Unseen) -> &'static str {
+    lesson(feature)[1]
+}
+
+/// Writes everything into a folder. Files that are there and the same are left alone.
+pub fn write(folder: &Path, steps: u64) -> Result<()> {
+    for (path, bytes) in MODEL {
+        put(&folder.join("model").join(path), bytes)?;
+    }
+    for feature in Unseen::ALL {
+        for (i, (picture, caption)) in feature.pictures().into_iter().enumerate() {
+            let path = folder.join(feature.tag()).join(format!("{i:02}.png"));
+            put(&path, &png(&picture)?)?;
+            put(&path.with_extension("txt"), format!("{caption}\n").as_bytes())?;
+        }
+    }
+    put(&folder.join("prompts.txt"), PROMPTS.as_bytes())?;
+    put(&folder.join(format!("{FEATURES}.toml")), config(FEATURES, steps).as_bytes())?;
+    put(&folder.join(format!("{PLAIN}.toml")), config(PLAIN, steps).as_bytes())
+}
+
+/// A config of both features, with all of Strata's means or with none.
+fn config(name: &str, steps: u64) -> String {
+    let (comment, with_frozen, means) = match name {
+        FEATURES => (
+            "One after the other; the second learns beside the first, which is frozen.",
+            true,
+            "\n[feature.preserve]\nshare = 0.5\n",
+        ),
+        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false, ""),
+    };
+    let mut text = format!(
+        "# {comment}\nmodel = \"model\"\noutput = \"{name}.safetensors\"\norder = \"staged\"\nseed = 1\n"
+    );
+    for feature in Unseen::ALL {
+        let (tag, [select, class, describes]) = (feature.tag(), lesson(feature));
+        text += &format!(
+            "
+[[feature]]
+name = \"{tag}\"
+tags = [\"{tag}\"]
+class = \"{class}\"
+describes = [{describes}]
+with_frozen = {with_frozen}
+{means}
+[feature.dataset]
+folder = \"{tag}\"
+resolution = 64
+
+[[feature.lora]]
+select = \"{select}\"
+rank = 8
+alpha = 8.0
+"
+        );
+    }
+    text + &format!(
+        "\n[train]\nsteps = {steps}\nbatch_size = 4\nlr = 6e-3\nlr_schedule = \"cosine\"\ndtype = \"f32\"\n"
+    )
+}
+
+/// Writes a file unless it is there with just these bytes, and its folder with it.
+pub fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    Ok(write_atomic(path, |out| out.write_all(bytes))?)
+}
+
+/// A picture as a PNG.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    PngEncoder::new(&mut bytes).write_image(
+        picture,
+        picture.width(),
+        picture.height(),
+        ExtendedColorType::Rgb8,
+    )?;
+    Ok(bytes)
+}

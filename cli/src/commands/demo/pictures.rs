@@ -1,0 +1,199 @@
+//! The demo's pictures: the same prompts and seeds, without a tag, with each and with both, drawn in three ways.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use image::{RgbImage, imageops};
+use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
+use strata_engine::{DType, Gpu};
+use strata_model::{Feature, GateMode, Image, LoraFile, LoraSet, Pipeline, Sampling, Tag};
+use strata_trainer::{Alignment, Sheet};
+
+use super::files::{FEATURES, PLAIN, png, put};
+use crate::commands::batch::Batch;
+use crate::commands::generate::{bar, open};
+
+/// Seeds from here on stand for portraits that nothing was trained on.
+const UNSEEN: u64 = 700_000_000;
+/// Pictures of a prompt in the grid; the base model draws no others with tags.
+pub const SHOWN: usize = 3;
+/// How far pictures in the grid are enlarged.
+const ZOOM: u32 = 2;
+const GUIDANCE: f32 = 4.0;
+
+/// A way to draw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    Base,
+    Gated,
+    Plain,
+}
+
+impl Way {
+    pub const ALL: [Self; 3] = [Self::Base, Self::Gated, Self::Plain];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base model",
+            Self::Gated => "Strata, by tag",
+            Self::Plain => "ordinary LoRA",
+        }
+    }
+
+    fn slug(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Gated => "gated",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+/// Which tags are in the prompts.
+pub type Tags = &'static [Unseen];
+pub const TAGS: [Tags; 4] =
+    [&[], &[Unseen::HairStyleA], &[Unseen::ClothingStyleB], &[Unseen::HairStyleA, Unseen::ClothingStyleB]];
+
+/// What stands above a column.
+pub fn title(tags: Tags) -> &'static str {
+    match tags {
+        [] => "no tag",
+        [one] => one.tag(),
+        _ => "both tags",
+    }
+}
+
+/// Pictures of one way and one set of tags, the first prompts first.
+pub struct Series {
+    pub way: Way,
+    pub tags: Tags,
+    pub pictures: Vec<RgbImage>,
+    latents: Vec<u32>,
+}
+
+/// All pictures.
+pub struct Album {
+    pub series: Vec<Series>,
+}
+
+/// The prompt of picture `i`.
+fn prompt(i: u64, tags: Tags) -> String {
+    let tag = |feature: Unseen| tags.contains(&feature).then(|| feature.tag());
+    Attributes::sample(&mut Rng::new(UNSEEN + i))
+        .caption(tag(Unseen::HairStyleA), tag(Unseen::ClothingStyleB))
+}
+
+/// The LoRA file of a feature in the demo's folder.
+pub fn lora(folder: &Path, config: &str, feature: Unseen) -> PathBuf {
+    folder.join(format!("{config}-{}.safetensors", feature.tag()))
+}
+
+impl Album {
+    /// Draws `count` prompts in every way.
+    pub fn draw(gpu: &Gpu, folder: &Path, count: usize, steps: usize) -> Result<Self> {
+        let mut pipeline = open(gpu, &folder.join("model"), DType::F32)?;
+        for (config, feature) in [FEATURES, PLAIN].into_iter().flat_map(|c| Unseen::ALL.map(|f| (c, f))) {
+            let path = lora(folder, config, feature);
+            let set = LoraSet::from_file(gpu, DType::F32, &LoraFile::read(&path)?, &pipeline.unet)?;
+            pipeline.unet.attach(&set).with_context(|| path.display().to_string())?;
+        }
+        let plan: Vec<(Way, Tags, usize)> = Way::ALL
+            .into_iter()
+            .flat_map(|way| TAGS.map(|tags| (way, tags)))
+            .map(|(way, tags)| {
+                (way, tags, if way == Way::Base && !tags.is_empty() { count.min(SHOWN) } else { count })
+            })
+            .collect();
+        let progress = bar(plan.len() * steps);
+        let sampling = Sampling { steps, guidance: GUIDANCE };
+        let unet = pipeline.unet.config();
+        let shape = [unet.sample_size, unet.sample_size, unet.in_channels];
+        let mut series = Vec::new();
+        for (way, tags, count) in plan {
+            let prompts: Vec<String> = (0..count as u64).map(|i| prompt(i, tags)).collect();
+            let batch = Batch {
+                prompts: &prompts.iter().map(String::as_str).collect::<Vec<_>>(),
+                seeds: &(0..count as u64).collect::<Vec<_>>(),
+                features: &features(&pipeline, way)?,
+                sampling: sampling.clone(),
+                dtype: DType::F32,
+                shape,
+            };
+            let latents = batch.latents(&pipeline, &mut || progress.inc(1))?;
+            let pictures = pipeline.decode(&latents)?.into_iter().map(rgb).collect::<Result<_>>()?;
+            let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
+            series.push(Series { way, tags, pictures, latents });
+        }
+        progress.finish_and_clear();
+        Ok(Self { series })
+    }
+
+    fn of(&self, way: Way, tags: Tags) -> Option<&Series> {
+        self.series.iter().find(|series| series.way == way && series.tags == tags)
+    }
+
+    /// How many pictures without a tag have latents that are the base model's, bit for bit.
+    pub fn untouched(&self, way: Way) -> usize {
+        let (Some(base), Some(other)) = (self.of(Way::Base, &[]), self.of(way, &[])) else { return 0 };
+        let values = base.latents.len() / base.pictures.len().max(1);
+        let pairs = base.latents.chunks_exact(values).zip(other.latents.chunks_exact(values));
+        pairs.filter(|(base, other)| base == other).count()
+    }
+
+    /// Writes each picture, and the grid of the first ones.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        for Series { way, tags, pictures, .. } in &self.series {
+            for (i, picture) in pictures.iter().enumerate() {
+                let name = format!("{}-{}-{i:02}.png", way.slug(), title(tags).replace(' ', "-"));
+                put(&folder.join("pictures").join(name), &png(picture)?)?;
+            }
+        }
+        put(&folder.join("grid.png"), &self.grid()?.to_png()?)
+    }
+
+    fn grid(&self) -> Result<Sheet> {
+        const GAP: u32 = 4;
+        const BETWEEN: u32 = 16;
+        const TOP: u32 = 36;
+        let (left, side) = (16 * Sheet::LETTER, SIZE as u32 * ZOOM);
+        let group = SHOWN as u32 * (side + GAP) + BETWEEN;
+        let (columns, rows) = (TAGS.len() as u32, Way::ALL.len() as u32);
+        let mut sheet = Sheet::new(left + columns * group - BETWEEN, TOP + rows * (side + GAP));
+        let ink = [0; 3];
+        for (column, tags) in (0..).zip(TAGS) {
+            let x = left + column * group;
+            sheet.write(title(tags), [x + (group - BETWEEN) / 2, TOP / 2], Alignment::Center, ink);
+            for (row, way) in (0..).zip(Way::ALL) {
+                let y = TOP + row * (side + GAP);
+                sheet.write(way.name(), [Sheet::LETTER / 2, y + side / 2], Alignment::Left, ink);
+                let Some(series) = self.of(way, tags) else { bail!("{} has no pictures", way.name()) };
+                for (i, picture) in (0..).zip(series.pictures.iter().take(SHOWN)) {
+                    let large = imageops::resize(picture, side, side, imageops::FilterType::Nearest);
+                    sheet.place(&large, [x + i * (side + GAP), y]);
+                }
+            }
+        }
+        Ok(sheet)
+    }
+}
+
+/// How the four LoRA sets are on: Strata's two by their tags, the ordinary two in everything, or none.
+fn features(pipeline: &Pipeline, way: Way) -> Result<Vec<Feature>> {
+    let mut features = Vec::new();
+    for (set, feature) in [Way::Gated, Way::Plain].into_iter().flat_map(|set| Unseen::ALL.map(|f| (set, f))) {
+        let gated = set == Way::Gated;
+        features.push(Feature {
+            tags: if gated { vec![Tag::new(&pipeline.tokenizer, feature.tag())?] } else { vec![] },
+            mode: if gated { GateMode::Prompt } else { GateMode::Always },
+            weight: if set == way { 1.0 } else { 0.0 },
+            region: None,
+            uncond: false,
+        });
+    }
+    Ok(features)
+}
+
+fn rgb(picture: Image) -> Result<RgbImage> {
+    RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
+        .context("a picture has not as many pixels as it says")
+}

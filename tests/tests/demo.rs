@@ -1,0 +1,69 @@
+//! The demo, shortened: each feature shows on its tag, and without one the picture is the base model's.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::tempdir;
+
+use crate::cli::{prints, text};
+
+/// Mean score of a feature in the pictures of one way and one set of tags.
+fn score(report: &Value, way: &str, tags: &[&str], feature: &str) -> f64 {
+    let scores = report["scores"].as_array().unwrap().iter();
+    let mut of = scores.filter(|score| score["way"] == way && score["tags"] == serde_json::json!(tags));
+    of.next().unwrap()["scores"][feature].as_f64().unwrap()
+}
+
+#[test]
+fn features_fire_on_their_tags_alone() {
+    const A: &str = "hair_style_a";
+    const B: &str = "clothing_style_b";
+    const OURS: &str = "Strata, by tag";
+    let folder = tempdir().unwrap();
+    let out = text(folder.path());
+    let arguments = ["--steps", "30", "--prompts", "3", "--sampling-steps", "6", "--out", out];
+    let report: Value =
+        serde_json::from_str(&prints(&[&["demo", "--json"], &arguments[..]].concat())).unwrap();
+
+    for (own, other) in [(A, B), (B, A)] {
+        let shown = score(&report, OURS, &[own], own);
+        let learned = report["training_scores"][own].as_f64().unwrap();
+        assert!(shown >= 0.3 * learned, "{own} shows {shown}, its pictures {learned}");
+        assert!(shown > 5.0 * score(&report, OURS, &[other], own), "{own} on the tag of {other}");
+        assert!(score(&report, OURS, &[B, A], own).max(score(&report, OURS, &[A, B], own)) > 0.2);
+        assert_eq!(score(&report, OURS, &[], own), score(&report, "base model", &[], own));
+        assert!(score(&report, OURS, &[], own) <= 0.02);
+    }
+    assert_eq!(report["bit_equal"], 3);
+    for leak in report["leaks"].as_array().unwrap() {
+        let [gated, plain] = ["gated", "plain"].map(|way| leak[way].as_f64().unwrap());
+        assert!(gated == 0.0 && plain > 0.3, "{leak}");
+    }
+    for file in ["report.html", "demo.json", "grid.png", "check.html", "features-hair_style_a.safetensors"] {
+        assert!(folder.path().join(file).metadata().unwrap().len() > 1000, "{file}");
+    }
+    let grid = image::open(folder.path().join("grid.png")).unwrap();
+    assert!(grid.width() > 12 * 128 && grid.height() > 3 * 128);
+}
+
+#[test]
+fn the_models_files_are_all_in_the_binary() {
+    let source = include_str!("../../cli/src/commands/demo/files.rs");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model");
+    let mut folders = vec![root.clone()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+            assert!(source.contains(&format!("model_file!(\"{name}\")")), "{name}");
+            files += 1;
+        }
+    }
+    assert_eq!(files, source.matches("model_file!(\"").count());
+}
