@@ -24,8 +24,8 @@ use report::{Leak, Report};
 /// Train two features on a tiny model that comes with Strata, and show that each fires on its tag alone
 ///
 /// The model draws portraits of 64×64 pixels; it has never seen a crest of violet and cyan hair, nor a jacket of black
-/// and gold checks. Pictures of both are drawn, checked and learned, the jacket in other layers than the crest and beside it;
-/// once more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by
+/// and gold checks. Pictures of both are drawn, checked and learned in the attention of the up blocks, the jacket beside the
+/// crest, which is frozen; and once more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by
 /// the base model, with Strata's gates, and with the ordinary LoRAs, and it is counted how much of each feature they show.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -40,7 +40,7 @@ pub struct Demo {
     #[arg(long, value_name = "FOLDER", default_value = "demo")]
     out: PathBuf,
     /// Updates of each LoRA
-    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Prompts that are drawn and scored
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]

@@ -77,15 +77,11 @@ pub fn write(folder: &Path, steps: u64) -> Result<()> {
     put(&folder.join(format!("{PLAIN}.toml")), config(PLAIN, steps).as_bytes())
 }
 
-/// A config of both features, with all of Strata's means or with none.
+/// A config of both features: staged, or as ordinary LoRAs.
 fn config(name: &str, steps: u64) -> String {
-    let (comment, with_frozen, means) = match name {
-        FEATURES => (
-            "One after the other; the second learns beside the first, which is frozen.",
-            true,
-            "\n[feature.preserve]\nshare = 0.5\n",
-        ),
-        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false, ""),
+    let (comment, with_frozen) = match name {
+        FEATURES => ("One after the other; the second learns beside the first, which is frozen.", true),
+        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false),
     };
     let mut text = format!(
         "# {comment}\nmodel = \"model\"\noutput = \"{name}.safetensors\"\norder = \"staged\"\nseed = 1\n"
@@ -100,7 +96,7 @@ tags = [\"{tag}\"]
 class = \"{class}\"
 describes = [{describes}]
 with_frozen = {with_frozen}
-{means}
+
 [feature.dataset]
 folder = \"{tag}\"
 resolution = 64
