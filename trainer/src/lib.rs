@@ -41,7 +41,7 @@ pub use log::{StepLog, StepRecord};
 pub use loss_scale::LossScale;
 pub use preserve::Preservation;
 pub use run::{Outcome, Summary, run, storage_dtype};
-pub use sheet::{Alignment, Sheet};
+pub use sheet::{Alignment, Sheet, png, rgb};
 pub use step::{Lesson, Trainer};
 pub use tags::Tags;
 pub use watch::ProbeRecord;

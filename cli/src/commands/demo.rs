@@ -25,8 +25,9 @@ use report::{Leak, Report};
 ///
 /// The model draws portraits of 64×64 pixels; it has never seen a crest of violet and cyan hair, nor a jacket of black
 /// and gold checks. Pictures of both are drawn, checked and learned in the attention of the up blocks, the jacket beside the
-/// crest, which is frozen; and once more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by
-/// the base model, with Strata's gates, and with the ordinary LoRAs, and it is counted how much of each feature they show.
+/// crest, which is frozen; and once more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with
+/// each and with both, by the base model, with Strata's gates, and with the ordinary LoRAs, and it is counted how much of
+/// each feature they show.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every command that is run is printed first, and works alone. Nothing is downloaded.
@@ -49,7 +50,7 @@ pub struct Demo {
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
     sampling_steps: u16,
     /// Do not train; draw with the LoRAs of an earlier demo, and write its report
-    #[arg(long)]
+    #[arg(long, conflicts_with = "steps")]
     pictures_only: bool,
     /// Print JSON
     #[arg(long)]

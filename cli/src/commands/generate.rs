@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
 use strata_kernels::cast;
@@ -15,6 +14,7 @@ use strata_model::{
     SchedulerConfig, Unet, Vae, Wording, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
+use strata_trainer::{png, rgb};
 
 use super::{Dtype, GpuArgs, note};
 use lora::LoraArg;
@@ -184,11 +184,7 @@ pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
 }
 
 fn write_png(path: &Path, picture: &Image) -> Result<()> {
-    let (width, height) = (picture.width as u32, picture.height as u32);
-    let mut png = Vec::new();
-    PngEncoder::new(&mut png)
-        .write_image(&picture.rgb, width, height, ExtendedColorType::Rgb8)
-        .with_context(|| format!("cannot encode {}", path.display()))?;
+    let png = png(&rgb(picture)?).with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, |out| out.write_all(&png))?)
 }
 

@@ -48,7 +48,7 @@ fn the_schedule_is_diffusers() {
     }
 }
 
-/// `sched.timesteps`, read by hand.
+/// `sched.timesteps`.
 fn timesteps(model: &str) -> Vec<usize> {
     let timesteps = &golden_tensors(model, "goldens.safetensors")["sched.timesteps"].1;
     timesteps.iter().map(|t| *t as usize).collect()

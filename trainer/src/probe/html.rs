@@ -7,9 +7,10 @@ use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior, context};
 use strata_model::Image;
 
-use super::report::{FeatureReport, Grid, Report, rgb};
+use super::report::{FeatureReport, Grid, Report};
 use super::table::{Shown, Table, overview, tables};
 use super::{GroupKind, heat};
+use crate::sheet::rgb;
 use crate::{Error, Result};
 
 /// Of the pictures in the page; the PNG of a grid loses nothing.

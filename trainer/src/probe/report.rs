@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use image::RgbImage;
 use serde::Serialize;
 use strata_engine::DType;
 use strata_model::{Image, write_atomic};
 
 use super::table::{self, short, tables};
 use super::{Matrix, Probe, heat};
-use crate::sheet::Sheet;
+use crate::sheet::{Sheet, rgb};
 use crate::{Error, Result};
 
 /// Characters in a line of text.
@@ -245,11 +244,4 @@ impl Grid {
         }
         Ok(sheet)
     }
-}
-
-/// A picture as the image library has it.
-pub(super) fn rgb(picture: &Image) -> Result<RgbImage> {
-    let (width, height) = (picture.width as u32, picture.height as u32);
-    RgbImage::from_raw(width, height, picture.rgb.clone())
-        .ok_or_else(|| Error::Probe(format!("a picture has not the pixels of {width}×{height}")))
 }

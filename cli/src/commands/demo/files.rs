@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use image::{ExtendedColorType, ImageEncoder, RgbImage, codecs::png::PngEncoder};
 use strata_cli::portraits::Unseen;
 use strata_model::write_atomic;
+use strata_trainer::png;
 
 /// A file of the model, from the repository.
 macro_rules! model_file {
@@ -43,21 +43,23 @@ a portrait of a woman, long black hair, blue dress, beach background, smiling
 pub const FEATURES: &str = "features";
 pub const PLAIN: &str = "plain";
 
-/// Layers, class word, and words that would describe a feature.
-fn lesson(feature: Unseen) -> [&'static str; 3] {
-    match feature {
-        Unseen::HairStyleA => {
-            ["up_blocks & attn", "short hair", r#""hair", "crest", "spiky", "violet", "cyan""#]
-        }
-        Unseen::ClothingStyleB => {
-            ["up_blocks & attn", "suit", r#""jacket", "checkerboard", "black", "gold""#]
-        }
-    }
-}
+/// Layers that learn a feature.
+const SELECT: &str = "up_blocks & attn";
 
 /// What a feature is a special case of.
 pub fn class(feature: Unseen) -> &'static str {
-    lesson(feature)[1]
+    match feature {
+        Unseen::HairStyleA => "short hair",
+        Unseen::ClothingStyleB => "suit",
+    }
+}
+
+/// Words that would describe a feature, as a TOML list has them.
+fn describes(feature: Unseen) -> &'static str {
+    match feature {
+        Unseen::HairStyleA => r#""hair", "crest", "spiky", "violet", "cyan""#,
+        Unseen::ClothingStyleB => r#""jacket", "checkerboard", "black", "gold""#,
+    }
 }
 
 /// Writes everything into a folder. Files that are there and the same are left alone.
@@ -87,7 +89,7 @@ fn config(name: &str, steps: u64) -> String {
         "# {comment}\nmodel = \"model\"\noutput = \"{name}.safetensors\"\norder = \"staged\"\nseed = 1\n"
     );
     for feature in Unseen::ALL {
-        let (tag, [select, class, describes]) = (feature.tag(), lesson(feature));
+        let (tag, class, describes) = (feature.tag(), class(feature), describes(feature));
         text += &format!(
             "
 [[feature]]
@@ -102,7 +104,7 @@ folder = \"{tag}\"
 resolution = 64
 
 [[feature.lora]]
-select = \"{select}\"
+select = \"{SELECT}\"
 rank = 8
 alpha = 8.0
 "
@@ -121,16 +123,4 @@ pub fn put(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     Ok(write_atomic(path, |out| out.write_all(bytes))?)
-}
-
-/// A picture as a PNG.
-pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes).write_image(
-        picture,
-        picture.width(),
-        picture.height(),
-        ExtendedColorType::Rgb8,
-    )?;
-    Ok(bytes)
 }

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 use image::{RgbImage, imageops};
 use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
-use strata_model::{Feature, GateMode, Image, LoraFile, LoraSet, Pipeline, Sampling, Tag};
-use strata_trainer::{Alignment, Sheet};
+use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag};
+use strata_trainer::{Alignment, Sheet, png, rgb};
 
-use super::files::{FEATURES, PLAIN, png, put};
+use super::files::{FEATURES, PLAIN, put};
 use crate::commands::batch::Batch;
 use crate::commands::generate::{bar, open};
 
@@ -120,7 +120,7 @@ impl Album {
                 shape,
             };
             let latents = batch.latents(&pipeline, &mut || progress.inc(1))?;
-            let pictures = pipeline.decode(&latents)?.into_iter().map(rgb).collect::<Result<_>>()?;
+            let pictures = pipeline.decode(&latents)?.iter().map(rgb).collect::<Result<_, _>>()?;
             let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
             series.push(Series { way, tags, pictures, latents });
         }
@@ -191,9 +191,4 @@ fn features(pipeline: &Pipeline, way: Way) -> Result<Vec<Feature>> {
         });
     }
     Ok(features)
-}
-
-fn rgb(picture: Image) -> Result<RgbImage> {
-    RgbImage::from_raw(picture.width as u32, picture.height as u32, picture.rgb)
-        .context("a picture has not as many pixels as it says")
 }

@@ -131,7 +131,7 @@ impl Report {
         let row = |way: Way| {
             let of_way = self.scores.iter().filter(|score| score.way == way.name());
             let cell = |score: &Score| {
-                score.scores.values().rev().map(|s| format!("{s:.3}")).collect::<Vec<_>>().join(" ")
+                Unseen::ALL.map(|feature| format!("{:.3}", score.scores[feature.tag()])).join(" ")
             };
             (way.name(), of_way.map(cell).collect())
         };
@@ -183,12 +183,11 @@ impl Report {
             let numbers = [leak.gated, leak.always, leak.plain].map(three);
             context! { feature => leak.feature, numbers => numbers }
         };
-        let learned =
-            self.training_scores.iter().rev().map(|(tag, score)| format!("{} ({tag})", three(*score)));
+        let learned = Unseen::ALL.map(|f| format!("{} ({})", three(self.training_scores[f.tag()]), f.tag()));
         let page = environment.get_template("report.html")?.render(context! {
             columns => TAGS.map(title),
             rows => self.table(),
-            learned => learned.collect::<Vec<_>>().join(" and "),
+            learned => learned.join(" and "),
             bit_equal => self.bit_equal,
             without_tag => self.without_tag,
             leaks => self.leaks.iter().map(leak).collect::<Vec<_>>(),
