@@ -2,7 +2,7 @@
 //
 //   s[i, j] = scale q[i] . k[j]       p = softmax over j (j <= i where CAUSAL)       o[i] = sum_j p[i, j] v[j]
 //   forward: o, and lse[i] = log sum_j exp s[i, j], by the online softmax (arXiv 1805.02867, algorithm 3)
-//   delta:   delta[i] = sum_j p[i, j] dp[i, j],    dp = do[i] . v[j],    p = exp(s - lse)
+//   delta:   delta[i] = sum_j p[i, j] dp[i, j] / sum_j p[i, j],    dp = do[i] . v[j],    p = exp(s - lse)
 //   queries: dq[i] = scale sum_j ds[i, j] k[j],   ds = p (dp - delta[i])
 //   keys:    dk[j] = scale sum_i ds[i, j] q[i],   dv[j] = sum_i p[i, j] do[i]
 // q, o, do [b, tq, h d]; k, v [b, tk, h d]; lse, delta f32 [b, h, tq].
@@ -12,8 +12,9 @@
 // indexed private array into a tree of branches. WHOLE: N is all of them. Otherwise each part of N vectors computes the
 // scores anew from memory, U vectors per iteration (Mesa before 23 ends all loops of an invocation after 65,535
 // iterations in total).
-// Numeric note: f32. delta equals do[i] . o[i], but o may have been rounded to f16; then sum_j ds[i, j] is not 0, and the
-// error is multiplied with the mean of the keys.
+// Numeric note: f32. sum_j ds[i, j] is 0; what it misses is multiplied with the mean of the keys, which may be far larger than
+// what tells keys apart. So delta is not do[i] . o[i], since o may have been rounded to f16, and it is divided by the sum of
+// the very p it was made with, which is not 1 because lse is rounded.
 {% from "vec" import vec %}
 {% set X = vec(W, "f32") %}
 {% set KEYS = PASS == "keys" %}
@@ -135,6 +136,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     {% if FORWARD or DELTA %}
     var total{{ t }} = 0.0;
     {% endif %}
+    {% if DELTA %}
+    var weights{{ t }} = 0.0;
+    {% endif %}
     {% endfor %}
 {% if KEYS %}
     for (var i = {{ "block" if CAUSAL else "0u" }}; i < p.tq; i++) {
@@ -171,7 +175,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         let weight{{ t }} = exp(s{{ t }} - top{{ t }});
         total{{ t }} += weight{{ t }};
         {% elif DELTA %}
-        total{{ t }} = fma(exp(s{{ t }} - lse{{ t }}), sum(dp{{ t }}), total{{ t }});
+        let weight{{ t }} = exp(s{{ t }} - lse{{ t }});
+        weights{{ t }} += weight{{ t }};
+        total{{ t }} = fma(weight{{ t }}, sum(dp{{ t }}), total{{ t }});
         {% else %}
         let ds{{ t }} = exp(s{{ t }} - lse{{ t }}) * (sum(dp{{ t }}) - delta{{ t }}) * p.scale;
         {% endif %}
@@ -190,7 +196,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
             lse[stats + own{{ t }}] = top{{ t }} + log(total{{ t }});
         }
         {% elif DELTA %}
-        delta[stats + own{{ t }}] = total{{ t }};
+        delta[stats + own{{ t }}] = total{{ t }} / weights{{ t }};
         {% endif %}
         {% if not DELTA %}
         {% for c in range(N) %}
