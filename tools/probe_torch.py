@@ -31,11 +31,11 @@ class Model:
 
     def __init__(self, report):
         self.unet = UNet2DConditionModel.from_pretrained(report["model"] + "/unet", local_files_only=True).double().eval()
-        pipe = StableDiffusionPipeline.from_pretrained(report["model"], unet=self.unet, local_files_only=True)
+        self.pipe = StableDiffusionPipeline.from_pretrained(report["model"], unet=self.unet, local_files_only=True)
         for i, feature in enumerate(report["features"]):
             path = Path(feature["file"])
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"f{i}")
-        pipe.set_adapters([f"f{i}" for i in range(len(report["features"]))])
+            self.pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"f{i}")
+        self.pipe.set_adapters([f"f{i}" for i in range(len(report["features"]))])
         self.unet.double()
         self.strength = lambda feature, path: 0.0
         for path, module in self.unet.named_modules():
@@ -68,13 +68,17 @@ def strength_of(report, feature, gate, prompt, block=None):
     return strength
 
 
+def square(x):
+    """The sum of squares of each sample."""
+    return x.pow(2).flatten(1).sum(1)
+
+
 def main():
     report, inputs = json.loads(Path(sys.argv[1]).read_text()), load_file(sys.argv[2])
     double = {name: value.double() for name, value in inputs.items()}
     noisy, timesteps = double["noisy"].permute(0, 3, 1, 2), double["timesteps"]
     model, worst, count = Model(report), (0.0, "nothing"), 0
     predict = lambda i, strength: model.predict(noisy, timesteps, double[f"text.{i}"][None], strength)
-    square = lambda x: x.pow(2).flatten(1).sum(1)
     base = [predict(i, lambda f, p: 0.0) for i in range(len(report["prompts"]))]
     draws, samples = len(noisy), report["samples"]
     bands = [slice(None)] + [slice(b, b + samples) for b in range(0, draws, samples)]
@@ -119,4 +123,5 @@ def difference(strata, reference):
     return abs(strata - reference) / abs(reference)
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

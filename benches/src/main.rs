@@ -58,6 +58,9 @@ enum What {
         /// Prompts to probe with, one a line; {} stands for the tag
         #[arg(long)]
         prompts: Option<PathBuf>,
+        /// Leave the LoRAs, leak.json and inputs.safetensors in this folder
+        #[arg(long, value_name = "FOLDER")]
+        keep: Option<PathBuf>,
     },
 }
 
@@ -70,8 +73,8 @@ fn main() -> anyhow::Result<()> {
     match args.what {
         What::Ops { filter } => ops::run(&gpu, dtype, &filter),
         What::Unet { folder, latent, batch, rank } => unet::run(&gpu, dtype, &folder, latent, batch, rank),
-        What::Leak { config, steps, ranks, prompts } => {
-            leak::run(&gpu, &config, steps, &ranks, prompts.as_deref())
+        What::Leak { config, steps, ranks, prompts, keep } => {
+            leak::run(&gpu, &config, steps, &ranks, prompts.as_deref(), keep.as_deref())
         }
     }
 }

@@ -50,7 +50,7 @@ pub use region::{PlaceMask, Region};
 pub use scheduler::{Ddim, DdimStep, Mix, NoiseSchedule};
 pub use selection::{BlockName, Blocks, Match, Rule, Selection};
 pub use taps::{Cx, Taps};
-pub use tensor_file::{TensorFile, header};
+pub use tensor_file::{F32s, TensorFile, header, write_f32s};
 pub use tokenizer::ClipTokenizer;
 pub use trigger::{Tag, find, find_ids, find_in, swap, tags_of};
 pub use unet::{Unet, unet_layers, unet_tensors};

@@ -3,7 +3,7 @@
 //! Layout: 8 bytes little-endian header length, JSON header, raw little-endian data. Reads are plain seeks rather than
 //! a memory map: a map needs `unsafe` and turns a file that shrinks under us into a crash instead of an error.
 
-use crate::{Error, Result};
+use crate::{Error, Result, write_atomic};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -155,6 +155,26 @@ pub fn header<'a>(
     let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(json.as_bytes());
     Ok(bytes)
+}
+
+/// Tensors by name, each with its shape and its values, row-major.
+pub type F32s = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Writes tensors as F32, the file whole or not at all. Equal contents give equal bytes.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_f32s(path: &Path, tensors: &F32s) -> Result<()> {
+    let shapes = tensors.iter().map(|(name, (shape, _))| (name.as_str(), shape.clone()));
+    let header =
+        header(Dtype::F32, shapes, &BTreeMap::new()).map_err(|e| Error::file(path, e.to_string()))?;
+    write_atomic(path, |out| {
+        out.write_all(&header)?;
+        tensors.values().try_for_each(|(_, values)| {
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            out.write_all(&bytes)
+        })
+    })
 }
 
 /// The sharded form: `*.safetensors.index.json`, whose `weight_map` says which file holds which tensor.

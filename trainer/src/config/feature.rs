@@ -52,7 +52,7 @@ pub struct FeatureConfig {
 pub struct SilenceConfig {
     /// `default`, or a file with one prompt a line. Default `default`.
     pub bank: String,
-    /// Directions, beside that of the first token, which `down` is kept free of. Default 16.
+    /// Directions, beside that of the first token, which `down` is kept free of. Default 2.
     pub rank: usize,
     /// Also keep it free of what earlier features read. Default `false`.
     pub disjoint: bool,
@@ -117,8 +117,12 @@ impl Default for FeatureConfig {
 }
 
 impl Default for SilenceConfig {
+    /// The rank stands at the knee of what was measured on the portrait model (benches/results, portraits-frontier): the
+    /// most directions for which both features keep their loss within 15 % of a plain LoRA's. They silence the empty
+    /// prompt by a factor of 46 and more. Those after them cost learning and do not lessen the leak: they hold more of
+    /// what prompts with the tag say than of what other prompts do.
     fn default() -> Self {
-        Self { bank: "default".into(), rank: 16, disjoint: false }
+        Self { bank: "default".into(), rank: 2, disjoint: false }
     }
 }
 
