@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::{ClipTokenizer, Error, Gates, Prompt, Region, Result, RowGates, Tag};
+use crate::together::{Take, With, takes};
+use crate::{ClipTokenizer, Error, Gates, Prompt, Region, Result, RowGates, Sampling, Tag, Takes, Together};
 
 /// When a feature is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,11 @@ impl Feature {
         }
         gates
     }
+
+    /// Whether it competes for places with others ([`Together::Place`]).
+    fn competes(&self) -> bool {
+        self.mode != GateMode::Always && self.region.is_none()
+    }
 }
 
 fn stronger(a: f32, b: f32) -> f32 {
@@ -104,28 +110,61 @@ impl Wording {
         Ok(Self { wanted, unwanted })
     }
 
-    /// The gates of the batch that [`Pipeline::sample`](crate::Pipeline::sample) gives the model for latents of h × w:
-    /// with guidance the unwanted samples and then the wanted ones, else the wanted ones. `features` are those that the
-    /// prompts were read with.
+    /// The gates of a batch of the wanted prompts, with `guided` behind the unwanted ones. `features` are those that the
+    /// prompts were read with; places are those of latents of h × w.
     ///
     /// # Errors
     /// [`Region::places`]'s.
     pub fn gates(&self, features: &[Feature], guided: bool, latent: [usize; 2]) -> Result<Gates> {
-        let unwanted = if guided { &self.unwanted[..] } else { &[] };
+        self.gates_of(&takes(&vec![Vec::new(); self.wanted.len()], guided), features, latent)
+    }
+
+    /// What [`Pipeline::sample`](crate::Pipeline::sample) runs the model on.
+    ///
+    /// # Errors
+    /// [`Region::places`]'s.
+    pub fn takes(&self, features: &[Feature], sampling: &Sampling, latent: [usize; 2]) -> Result<Takes> {
+        let competes =
+            |i: &usize, prompt: &Prompt| features[*i].competes() && features[*i].strength(*i, prompt) != 0.0;
+        let rivals = |prompt: &Prompt| match sampling.together {
+            Together::Sum => Vec::new(),
+            Together::Place => (0..features.len()).filter(|i| competes(i, prompt)).collect(),
+        };
+        let takes = takes(&self.wanted.iter().map(rivals).collect::<Vec<_>>(), sampling.guided());
+        let gates = self.gates_of(&takes, features, latent)?;
+        Ok(Takes::new(takes, self.wanted.len(), gates))
+    }
+
+    fn gates_of(&self, takes: &[Take], features: &[Feature], latent: [usize; 2]) -> Result<Gates> {
         let rows = |(i, feature): (usize, &Feature)| -> Result<RowGates> {
-            let strengths = self.wanted.iter().map(|prompt| feature.strength(i, prompt));
+            // one that is on in both was looked for in the unwanted as well, for the sake of its tokens
             let both = feature.uncond || feature.mode == GateMode::Always;
-            let before = strengths.clone().take(unwanted.len()).map(|gate| if both { gate } else { 0.0 });
+            let on = |take: &Take| match take.with {
+                _ if !take.wanted => both,
+                With::All => true,
+                With::NoRival => !feature.competes(),
+                With::Rival(one) => one == i || !feature.competes(),
+            };
+            let sample = |take: &Take| match on(take) {
+                true => feature.strength(i, &self.wanted[take.picture]),
+                false => 0.0,
+            };
+            let tokens = |take: &Take, after: bool| {
+                let prompts = if take.wanted { &self.wanted } else { &self.unwanted };
+                let prompt = &prompts[take.picture];
+                match on(take) {
+                    true => feature.tokens(i, prompt, after),
+                    false => vec![0.0; prompt.ids().len()],
+                }
+            };
             let text = match feature.mode {
                 GateMode::Token { after } => {
-                    // only a feature that is on in both was looked for in the unwanted
-                    let prompts = unwanted.iter().chain(&self.wanted);
-                    Some(prompts.flat_map(|prompt| feature.tokens(i, prompt, after)).collect())
+                    Some(takes.iter().flat_map(|take| tokens(take, after)).collect())
                 }
                 GateMode::Always | GateMode::Prompt => None,
             };
             let places = feature.region.as_ref().map(|region| region.places(latent)).transpose()?;
-            Ok(RowGates { samples: before.chain(strengths.clone()).collect(), text, places })
+            Ok(RowGates { samples: takes.iter().map(sample).collect(), text, places })
         };
         Ok(Gates::rows(features.iter().enumerate().map(rows).collect::<Result<_>>()?))
     }

@@ -2,7 +2,7 @@
 
 use strata_engine::{DType, Tape, Tensor};
 
-use crate::{Cx, Ddim, Error, Gates, Pipeline, Result};
+use crate::{Cx, Ddim, Error, Pipeline, Result, Takes, Together};
 
 /// Text states of a batch of pictures.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct Sampling {
     /// How far to go from the unwanted towards the wanted: ε = ε_unwanted + guidance · (ε_wanted − ε_unwanted). At 1
     /// the unwanted has no influence and is not computed. Default 7.5.
     pub guidance: f32,
+    /// How several features in one picture act together. Default [`Together::Sum`].
+    pub together: Together,
 }
 
 impl Sampling {
@@ -32,7 +34,7 @@ impl Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { steps: 30, guidance: 7.5 }
+        Self { steps: 30, guidance: 7.5, together: Together::Sum }
     }
 }
 
@@ -59,10 +61,9 @@ impl Pipeline {
         self.clip.forward(&Cx::new(&Tape::off()), &ids, skip)
     }
 
-    /// Samples latents: `noise`, standard normal [B, h, w, C], becomes a latent for each pair of prompts. The model sees
-    /// a batch of the B unwanted prompts and then the B wanted ones; without guidance, of the B wanted alone. `gates` say
-    /// how strong each LoRA set is in each of these; [`Wording::gates`](crate::Wording::gates) makes them from prompts.
-    /// `progress` is called with the number of steps done after each.
+    /// Samples latents: `noise`, standard normal [B, h, w, C], becomes a latent for each pair of prompts. At each step the
+    /// model sees one batch, the `takes`; [`Wording::takes`](crate::Wording::takes) makes them from prompts and the same
+    /// `sampling`. `progress` is called with the number of steps done after each.
     ///
     /// # Errors
     /// Shapes do not fit, the scheduler cannot take so many steps, or the GPU fails.
@@ -71,14 +72,11 @@ impl Pipeline {
         prompts: &Prompts,
         noise: &[f32],
         shape: [usize; 4],
-        gates: &Gates,
+        takes: &Takes,
         sampling: &Sampling,
         mut progress: impl FnMut(usize),
     ) -> Result<Tensor> {
         let ddim = Ddim::new(&self.schedule, &self.scheduler, sampling.steps)?;
-        let guided = sampling.guided();
-        let context = batch(prompts, guided)?;
-        let gpu = context.gpu();
         let count: usize = shape.iter().product();
         if noise.len() != count {
             return Err(Error::Input(format!(
@@ -86,17 +84,19 @@ impl Pipeline {
                 noise.len()
             )));
         }
+        let context = context(prompts, takes, shape[0])?;
+        let gpu = context.gpu();
         let tape = Tape::off();
-        let cx = Cx { gates, ..Cx::new(&tape) };
-        let copies = if guided { 2 } else { 1 };
-        let doubled = [copies * shape[0], shape[1], shape[2], shape[3]];
+        let cx = Cx { gates: &takes.gates, ..Cx::new(&tape) };
+        let batch = [takes.len(), shape[1], shape[2], shape[3]];
         let mut latents = noise.to_vec();
         for (i, &t) in ddim.timesteps().iter().enumerate() {
-            let sample = Tensor::from_f32(gpu, &latents.repeat(copies), &doubled, DType::F32)?;
-            let output = self.unet.forward(&cx, &sample, &vec![t as f32; doubled[0]], &context)?.to_f32()?;
-            let output = match guided {
-                true => guide(&output[..count], &output[count..], sampling.guidance),
-                false => output,
+            let sample = Tensor::from_f32(gpu, &takes.latents(&latents), &batch, DType::F32)?;
+            let output = self.unet.forward(&cx, &sample, &vec![t as f32; batch[0]], &context)?.to_f32()?;
+            let (unwanted, wanted) = takes.outputs(&output, shape)?;
+            let output = match unwanted.is_empty() {
+                true => wanted,
+                false => guide(&unwanted, &wanted, sampling.guidance),
             };
             ddim.step(i, 0.0, &mut latents, &output, None)?;
             if !latents.iter().all(|v| v.is_finite()) {
@@ -133,22 +133,22 @@ impl Pipeline {
     }
 }
 
-/// The text states that the model sees: the unwanted, if they count, and then the wanted.
-fn batch(prompts: &Prompts, guided: bool) -> Result<Tensor> {
+/// The text states that the model sees.
+fn context(prompts: &Prompts, takes: &Takes, pictures: usize) -> Result<Tensor> {
     let Prompts { wanted, unwanted } = prompts;
-    if !guided {
-        return Ok(wanted.clone());
+    let &[given, tokens, width] = wanted.shape() else {
+        return Err(Error::Input(format!("wanted prompts {:?} must be [B, T, C]", wanted.shape())));
+    };
+    if wanted.shape() != unwanted.shape() || given != pictures || given != takes.pictures() {
+        return Err(Error::Input(format!(
+            "wanted prompts {:?} and unwanted ones {:?} for {pictures} latents and takes of {} pictures: all must be as many",
+            wanted.shape(),
+            unwanted.shape(),
+            takes.pictures()
+        )));
     }
-    if wanted.shape() != unwanted.shape() || wanted.shape().len() != 3 {
-        let (wanted, unwanted) = (wanted.shape(), unwanted.shape());
-        let message =
-            format!("wanted prompts {wanted:?} and unwanted ones {unwanted:?} must both be [B, T, C]");
-        return Err(Error::Input(message));
-    }
-    let mut shape = wanted.shape().to_vec();
-    shape[0] *= 2;
-    let values = [unwanted.to_f32()?, wanted.to_f32()?].concat();
-    Ok(Tensor::from_f32(wanted.gpu(), &values, &shape, wanted.dtype())?)
+    let values = takes.context(&wanted.to_f32()?, &unwanted.to_f32()?);
+    Ok(Tensor::from_f32(wanted.gpu(), &values, &[takes.len(), tokens, width], wanted.dtype())?)
 }
 
 fn guide(unwanted: &[f32], wanted: &[f32], guidance: f32) -> Vec<f32> {

@@ -6,7 +6,7 @@ use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::Act;
 use strata_model::{
     Cx, Feature, GateMode, Gates, Layer, Linear, LoraSet, Pipeline, Prompts, Region, RowGates, Rows, Rule,
-    Sampling, Selection, Tag, Unet, Wording,
+    Sampling, Selection, Tag, Together, Unet, Wording,
 };
 use strata_tests::{Random, Setup, gpu};
 
@@ -50,13 +50,13 @@ fn draw(
 ) -> Vec<u8> {
     let unwanted = vec!["blurry"; wanted.len()];
     let wording = Wording::read(&pipeline.tokenizer, wanted, &unwanted, features).unwrap();
-    let gates = wording.gates(features, sampling.guided(), [SIDE, SIDE]).unwrap();
+    let takes = wording.takes(features, sampling, [SIDE, SIDE]).unwrap();
     let states = |prompts| pipeline.states(prompts, 0).unwrap();
     let prompts = Prompts { wanted: states(&wording.wanted), unwanted: states(&wording.unwanted) };
     let one = |i: usize| Random::new(&format!("noise {}", first + i)).normal(SIDE * SIDE * 4);
     let noise: Vec<f32> = (0..wanted.len()).flat_map(one).collect();
     let shape = [wanted.len(), SIDE, SIDE, 4];
-    pipeline.sample(&prompts, &noise, shape, &gates, sampling, |_| ()).unwrap().to_bytes().unwrap()
+    pipeline.sample(&prompts, &noise, shape, &takes, sampling, |_| ()).unwrap().to_bytes().unwrap()
 }
 
 /// Fifty prompts, none with a tag `feature_a` to `feature_e`, some of them nearly.
@@ -107,7 +107,7 @@ fn without_a_tag_the_latents_are_the_base_models() {
     for (dtype, counts) in [(DType::F32, &[1, 2, 5][..]), (DType::F16, &[5])] {
         let mut pipeline = pipeline(&gpu, dtype);
         let features = five(&pipeline);
-        let sampling = Sampling { steps: 2, guidance: 3.0 };
+        let sampling = Sampling { steps: 2, guidance: 3.0, ..Sampling::default() };
         let launches = gpu.stats().launches;
         let base = draw(&pipeline, &texts, &[], &sampling, 0);
         let launches = gpu.stats().launches - launches;
@@ -145,7 +145,7 @@ fn with_its_tag_a_feature_is_always_on() {
     for dtype in [DType::F32, DType::F16] {
         let mut pipeline = pipeline(&gpu, dtype);
         pipeline.unet.attach(&lora(&gpu, dtype, &pipeline.unet, ALL, "x")).unwrap();
-        let sampling = Sampling { steps: 2, guidance: 1.0 };
+        let sampling = Sampling { steps: 2, guidance: 1.0, ..Sampling::default() };
         let texts = ["a cat, sks", "SKS"];
         let with =
             |mode, weight| draw(&pipeline, &texts, &[feature(&pipeline, "sks", mode, weight)], &sampling, 0);
@@ -226,12 +226,80 @@ fn a_batch_of_mixed_prompts_is_its_pictures_one_by_one() {
             "feature_d and feature_e, (oil painting:1.2)",
             "(feature_e:0.7)",
         ];
-        let sampling = Sampling { steps: 2, guidance };
+        let sampling = Sampling { steps: 2, guidance, ..Sampling::default() };
         let batch = draw(&pipeline, &texts, &features, &sampling, 0);
         let bytes = batch.len() / texts.len();
         for (i, picture) in batch.chunks_exact(bytes).enumerate() {
             let alone = draw(&pipeline, &texts[i..=i], &features, &sampling, i);
             assert!(alone == picture, "{}, {dtype:?}", texts[i]);
+        }
+    }
+}
+
+/// Two features that share a picture by its places: after one step without guidance each place is that of the picture with
+/// one of them alone. A feature that is always on is on in all.
+#[test]
+fn places_are_shared_by_features() {
+    let gpu = gpu(Setup::Lane);
+    for (dtype, mode) in [(DType::F32, GateMode::Prompt), (DType::F16, TOKEN)] {
+        let mut pipeline = pipeline(&gpu, dtype);
+        for seed in ["0", "1", "2"] {
+            pipeline.unet.attach(&lora(&gpu, dtype, &pipeline.unet, ALL, seed)).unwrap();
+        }
+        let features = [
+            feature(&pipeline, "feature_a", mode, 1.0),
+            feature(&pipeline, "feature_b", mode, 1.0),
+            feature(&pipeline, "", GateMode::Always, 0.3),
+        ];
+        let one_of = |kept: usize| {
+            let weight = |i: usize, f: &Feature| if i == kept || i == 2 { f.weight } else { 0.0 };
+            let kept =
+                features.iter().enumerate().map(|(i, f)| Feature { weight: weight(i, f), ..f.clone() });
+            kept.collect::<Vec<_>>()
+        };
+        let sampling = Sampling { steps: 1, guidance: 1.0, together: Together::Place };
+        let text = ["a cat, feature_a, feature_b"];
+        let both = draw(&pipeline, &text, &features, &sampling, 0);
+        let [a, b] = [0, 1].map(|kept| draw(&pipeline, &text, &one_of(kept), &sampling, 0));
+        let size = both.len() / (SIDE * SIDE);
+        let places = both.chunks_exact(size).zip(a.chunks_exact(size)).zip(b.chunks_exact(size));
+        let mut owned = [0, 0];
+        for ((both, a), b) in places {
+            assert!(a != b && (both == a || both == b), "{dtype:?}: a place of neither");
+            owned[usize::from(both == b)] += 1;
+        }
+        assert!(owned.iter().all(|places| *places > 0), "{dtype:?}: places by feature {owned:?}");
+        let sum = draw(&pipeline, &text, &features, &Sampling { together: Together::Sum, ..sampling }, 0);
+        assert!(sum != both, "{dtype:?}");
+    }
+}
+
+/// Sharing by places changes nothing where at most one feature is on, and a picture has its bits in any company.
+#[test]
+fn sharing_by_places_leaves_other_pictures_alone() {
+    let gpu = gpu(Setup::Lane);
+    for (dtype, guidance) in [(DType::F32, 1.0), (DType::F16, 4.0)] {
+        let mut pipeline = pipeline(&gpu, dtype);
+        let features = five(&pipeline);
+        for tag in TAGS {
+            pipeline.unet.attach(&lora(&gpu, dtype, &pipeline.unet, ALL, tag)).unwrap();
+        }
+        let texts = [
+            "a cat",
+            "feature_a",
+            "(feature_b:1.3), a dog, feature_a",
+            "feature_c, feature_d",
+            "feature_a, feature_b, feature_c, feature_e",
+        ];
+        let place = Sampling { steps: 2, guidance, together: Together::Place };
+        let sum = Sampling { together: Together::Sum, ..place.clone() };
+        let batch = draw(&pipeline, &texts, &features, &place, 0);
+        let bytes = batch.len() / texts.len();
+        for (i, picture) in batch.chunks_exact(bytes).enumerate() {
+            let alone = |sampling| draw(&pipeline, &texts[i..=i], &features, sampling, i);
+            assert!(alone(&place) == picture, "{}, {dtype:?}", texts[i]);
+            // the fourth feature has a region, and does not compete
+            assert_eq!(alone(&sum) == picture, i != 2 && i != 4, "{}, {dtype:?}", texts[i]);
         }
     }
 }

@@ -25,7 +25,7 @@ impl Batch<'_> {
     pub fn latents(&self, pipeline: &Pipeline, tick: &mut dyn FnMut()) -> Result<Tensor> {
         let (count, [h, w, channels]) = (self.prompts.len(), self.shape);
         let wording = Wording::read(&pipeline.tokenizer, self.prompts, &vec![""; count], self.features)?;
-        let gates = wording.gates(self.features, self.sampling.guided(), [h, w])?;
+        let takes = wording.takes(self.features, &self.sampling, [h, w])?;
         let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, 0)?, self.dtype)?);
         let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
         let mut start = vec![0.0; count * h * w * channels];
@@ -33,6 +33,6 @@ impl Batch<'_> {
             noise::normal(*seed, Stream::Picture, 0, 0, start);
         }
         let shape = [count, h, w, channels];
-        Ok(pipeline.sample(&prompts, &start, shape, &gates, &self.sampling, |_| tick())?)
+        Ok(pipeline.sample(&prompts, &start, shape, &takes, &self.sampling, |_| tick())?)
     }
 }

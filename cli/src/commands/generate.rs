@@ -11,7 +11,7 @@ use strata_engine::{DType, Gpu};
 use strata_kernels::cast;
 use strata_model::{
     Clip, ClipTokenizer, Image, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompt, Prompts, Sampling,
-    SchedulerConfig, Unet, Vae, Wording, write_atomic,
+    SchedulerConfig, Together, Unet, Vae, Wording, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
 use strata_trainer::{png, rgb};
@@ -41,6 +41,8 @@ Examples:
   strata generate sd15 --prompt 'a photo of a cat'
   strata generate sd15 --prompt 'a photo of sks cat' --lora lora.safetensors:0.8 --seed 7 --out cat.png
   strata generate sd15 --prompt 'portrait, (hair_style_a:1.2)' --lora hair.safetensors:0.8,gate=token,tag=hair_style_a
+  strata generate sd15 --prompt 'portrait, hair_style_a, coat_b' --lora hair.safetensors,tag=hair_style_a \\
+      --lora coat.safetensors,tag=coat_b --together place
   strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
@@ -61,6 +63,9 @@ pub struct Generate {
     /// How far to go from the negative prompt towards the prompt; 1 = plain prompt
     #[arg(long, default_value_t = 7.5)]
     guidance: f32,
+    /// How several LoRAs whose tags are in the prompt act together
+    #[arg(long, value_enum, default_value_t = TogetherArg::Sum)]
+    together: TogetherArg,
     /// The picture's noise comes from this number; later pictures of --count have the numbers after it
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -84,6 +89,24 @@ pub struct Generate {
     out: PathBuf,
     #[command(flatten)]
     gpu: GpuArgs,
+}
+
+/// How several LoRAs act together.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum TogetherArg {
+    /// Their changes are added up in the model, as in other programs
+    Sum,
+    /// Each place of the picture goes to the one that changes it most; runs the model once more for each
+    Place,
+}
+
+impl From<TogetherArg> for Together {
+    fn from(together: TogetherArg) -> Self {
+        match together {
+            TogetherArg::Sum => Self::Sum,
+            TogetherArg::Place => Self::Place,
+        }
+    }
 }
 
 impl Generate {
@@ -111,12 +134,13 @@ impl Generate {
             features.push(lora.feature(&pipeline.tokenizer).with_context(context)?);
             lora.left_out(&set).iter().for_each(|text| note(text));
         }
-        let sampling = Sampling { steps: self.steps, guidance: self.guidance };
+        let sampling =
+            Sampling { steps: self.steps, guidance: self.guidance, together: self.together.into() };
         let wording = Wording::read(&pipeline.tokenizer, &[&self.prompt], &[&self.negative], &features)?;
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
-        let gates = wording.gates(&features, sampling.guided(), [shape[1], shape[2]])?;
+        let takes = wording.takes(&features, &sampling, [shape[1], shape[2]])?;
         let skip = usize::from(self.clip_skip - 1);
         let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, skip)?, dtype)?);
         let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
@@ -125,7 +149,7 @@ impl Generate {
             let seed = self.seed.wrapping_add(i.into());
             let mut start = vec![0.0; shape.iter().product()];
             noise::normal(seed, Stream::Picture, 0, 0, &mut start);
-            let latents = pipeline.sample(&prompts, &start, shape, &gates, &sampling, |_| progress.inc(1))?;
+            let latents = pipeline.sample(&prompts, &start, shape, &takes, &sampling, |_| progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
                 write_png(&path, &picture)?;

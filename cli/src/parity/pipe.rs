@@ -1,7 +1,7 @@
 //! From text to a picture.
 
 use anyhow::{Result, ensure};
-use strata_model::{Gates, Pipeline, Prompts, Sampling};
+use strata_model::{Pipeline, Prompts, Sampling, Takes};
 
 use super::check::Checker;
 
@@ -12,12 +12,13 @@ pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
         anyhow::bail!("meta.json has {} prompts, not 4", c.goldens.texts.len());
     };
     let (noise, shape) = c.goldens.get("pipe.latents")?.nhwc()?;
-    let sampling = Sampling { steps: 5, guidance: 3.0 };
+    let sampling = Sampling { steps: 5, guidance: 3.0, ..Sampling::default() };
+    let takes = Takes::plain(1, sampling.guided());
     for (name, skip) in [("pipe.ddim", 0), ("pipe.ddim.clipskip2", 1)] {
         // diffusers skips layers for the prompt alone, not for the negative one
         let (wanted, unwanted) = (pipeline.encode(&[wanted], skip)?, pipeline.encode(&[unwanted], 0)?);
         let prompts = Prompts { wanted, unwanted };
-        let latents = pipeline.sample(&prompts, &noise, shape, Gates::none(), &sampling, |_| ())?;
+        let latents = pipeline.sample(&prompts, &noise, shape, &takes, &sampling, |_| ())?;
         c.tensor(&format!("{name}.latents"), &latents, c.tolerances.pipeline)?;
         if skip > 0 {
             continue;

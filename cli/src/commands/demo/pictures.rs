@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use image::{RgbImage, imageops};
 use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
-use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag};
+use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag, Together};
 use strata_trainer::{Alignment, Sheet, png, rgb};
 
 use super::files::{FEATURES, PLAIN, put};
@@ -105,7 +105,7 @@ impl Album {
             })
             .collect();
         let progress = bar(plan.len() * steps);
-        let sampling = Sampling { steps, guidance: GUIDANCE };
+        let sampling = Sampling { steps, guidance: GUIDANCE, together: Together::Place };
         let unet = pipeline.unet.config();
         let shape = [unet.sample_size, unet.sample_size, unet.in_channels];
         let mut series = Vec::new();
