@@ -32,7 +32,7 @@ fn features_fire_on_their_tags_alone() {
         assert!(shown >= 0.3 * learned, "{own} shows {shown}, its pictures {learned}");
         assert!(shown > 5.0 * score(&report, OURS, &[other], own), "{own} on the tag of {other}");
         let both = score(&report, OURS, &[A, B], own);
-        assert!(both >= 0.1 * learned, "{own} with both tags shows {both}, its pictures {learned}");
+        assert!(both >= 0.25 * learned, "{own} with both tags shows {both}, its pictures {learned}");
         assert_eq!(score(&report, OURS, &[], own), score(&report, "base model", &[], own));
         assert!(score(&report, OURS, &[], own) <= 0.02);
     }

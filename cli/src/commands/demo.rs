@@ -24,10 +24,11 @@ use report::{Leak, Report};
 /// Train two features on a tiny model that comes with Strata, and show that each fires on its tag alone
 ///
 /// The model draws portraits of 64×64 pixels; it has never seen a crest of violet and cyan hair, nor a jacket of black
-/// and gold checks. Pictures of both are drawn, checked and learned in the attention of the up blocks, the jacket beside the
-/// crest, which is frozen; and once more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with
-/// each and with both, by the base model, with Strata's gates, and with the ordinary LoRAs, and it is counted how much of
-/// each feature they show.
+/// and gold checks. Pictures of both are drawn, checked and learned in layers of their own: the crest in the
+/// cross-attention of the up blocks, then the jacket in their self-attention, beside the crest, which is frozen; and once
+/// more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by the base
+/// model, with Strata's gates (two features share a picture by its places, as with `strata generate --together place`),
+/// and with the ordinary LoRAs, and it is counted how much of each feature they show.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every command that is run is printed first, and works alone. Nothing is downloaded.

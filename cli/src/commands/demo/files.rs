@@ -43,8 +43,13 @@ a portrait of a woman, long black hair, blue dress, beach background, smiling
 pub const FEATURES: &str = "features";
 pub const PLAIN: &str = "plain";
 
-/// Layers that learn a feature.
-const SELECT: &str = "up_blocks & attn";
+/// Layers that learn a feature: the two share none.
+fn select(feature: Unseen) -> &'static str {
+    match feature {
+        Unseen::HairStyleA => "up_blocks & cross-attn",
+        Unseen::ClothingStyleB => "up_blocks & self-attn",
+    }
+}
 
 /// What a feature is a special case of.
 pub fn class(feature: Unseen) -> &'static str {
@@ -90,6 +95,7 @@ fn config(name: &str, steps: u64) -> String {
     );
     for feature in Unseen::ALL {
         let (tag, class, describes) = (feature.tag(), class(feature), describes(feature));
+        let select = select(feature);
         text += &format!(
             "
 [[feature]]
@@ -104,7 +110,7 @@ folder = \"{tag}\"
 resolution = 64
 
 [[feature.lora]]
-select = \"{SELECT}\"
+select = \"{select}\"
 rank = 8
 alpha = 8.0
 "
