@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
 use strata_model::{F32s, GateMode, LoraFile, LoraSet, Pipeline, Tag, write_atomic, write_f32s};
-use strata_trainer::probe::{Draws, Probe, ProbeFeature, Script};
+use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
 use strata_trainer::{Config, Order, PreserveConfig, SilenceConfig};
 
 use lesson::Lesson;
@@ -95,16 +95,34 @@ pub fn run(
         }
     };
     let mut bench = Bench::new(gpu, config, &lines)?;
-    println!("| way | feature | loss with tag | drift with tag | leak, always on | leak, gated |");
-    println!("|---|---|---|---|---|---|");
+    println!(
+        "| way | feature | loss with tag | drift with tag | leak, always on: mean | of prompts | leak, gated |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     let mut measured = Vec::new();
     for (feature, lesson) in bench.config.feature.iter().zip(&bench.lessons) {
-        println!("| base model | {} | {:.4} | 0 | - | - |", feature.name, lesson.base);
+        println!("| base model | {} | {:.4} | 0 | - | - | - |", feature.name, lesson.base);
     }
     for way in &ways {
         measured.extend(bench.measure(way, keep)?);
     }
     keep.map_or(Ok(()), |folder| bench.keep(folder, measured))
+}
+
+/// The leak of each group of prompts without the tag.
+fn by_group(matrix: &Matrix) -> String {
+    let name = |kind: GroupKind| match kind {
+        GroupKind::OwnTag => "own tag",
+        GroupKind::OtherTag => "other tag",
+        GroupKind::Class => "class",
+        GroupKind::Ordinary => "ordinary",
+        GroupKind::Empty => "empty",
+    };
+    let groups = matrix
+        .rows
+        .iter()
+        .filter_map(|row| row.all.leak.map(|leak| format!("{} {leak:.3}", name(row.group.kind))));
+    groups.collect::<Vec<_>>().join(", ")
 }
 
 impl<'a> Bench<'a> {
@@ -158,11 +176,12 @@ impl<'a> Bench<'a> {
             let gated = self.probe.run(unet, i, GateMode::Prompt, &mut || ())?;
             let leak = |leak: Option<f64>| leak.map_or("-".into(), |leak| format!("{leak:.4}"));
             println!(
-                "| {} | {} | {loss:.4} | {:.4} | {} | {} |",
+                "| {} | {} | {loss:.4} | {:.4} | {} | {} | {} |",
                 way.name,
                 feature.name,
                 always.drift(),
                 leak(always.leak),
+                by_group(&always),
                 leak(gated.leak)
             );
             measured.push(json!({
