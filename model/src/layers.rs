@@ -221,7 +221,8 @@ impl Conv2d {
         residual: Option<&Tensor>,
         out: DType,
     ) -> Result<Tensor> {
-        let args = ConvArgs { stride, padding, bias: Some(&self.b), residual, out: Some(out) };
+        let bias = Some(&self.b);
+        let args = ConvArgs { stride, padding, bias, residual, out: Some(out), loras: &[] };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
     }
 }
