@@ -118,9 +118,16 @@ impl Gates {
         gates
     }
 
-    /// The gate of LoRA set number `feature` for a layer with such rows and input x. Of the features that are kept to a
-    /// part of the picture, layers on text have those of part `part` alone.
-    pub(crate) fn of(&self, feature: usize, rows: Rows, x: &Tensor, part: Option<usize>) -> Result<Held> {
+    /// The gate of LoRA set number `feature` for a layer with input x and `count` such rows of output. Of the features that
+    /// are kept to a part of the picture, layers on text have those of part `part` alone.
+    pub(crate) fn of(
+        &self,
+        feature: usize,
+        rows: Rows,
+        x: &Tensor,
+        count: usize,
+        part: Option<usize>,
+    ) -> Result<Held> {
         let given = self.features.len();
         let Some(strength) = self.features.get(feature) else {
             return Err(Error::Lora(format!(
@@ -137,12 +144,12 @@ impl Gates {
             return Ok(Held::Scalar(0.0));
         }
         let mut made = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (feature, rows, x.rows());
+        let key = (feature, rows, count);
         if let Some(held) = made.get(&key) {
             return Ok(held.clone());
         }
         let values = match (rows, own) {
-            (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, x.rows())?,
+            (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, count)?,
             _ => gates.values(rows).to_vec(),
         };
         let held = Held::new(x.gpu(), &values)?;

@@ -139,28 +139,24 @@ impl Unet {
             )));
         }
         for entry in set.entries() {
-            let layer = self.layers.iter().find(|layer| layer.path == entry.path && layer.takes_lora());
-            let (inputs, outputs) = (entry.inputs(), entry.outputs());
-            match layer {
-                Some(layer) if (layer.inputs, layer.outputs) == (inputs, outputs) => (),
-                Some(LayerInfo { path, inputs: i, outputs: o, .. }) => {
-                    let message =
-                        format!("{path} maps {i} to {o} channels, but its LoRA {inputs} to {outputs}");
-                    return Err(Error::Lora(format!("{message}; it was made for another model")));
-                }
-                None => {
-                    let message = format!("this U-Net has no linear layer or 1×1 convolution {}", entry.path);
-                    return Err(Error::Lora(format!("{message}; the LoRA was made for another model")));
-                }
+            let Some(layer) = self.layers.iter().find(|layer| layer.path == entry.path) else {
+                let message = format!("this U-Net has no layer {}", entry.path);
+                return Err(Error::Lora(format!("{message}; the LoRA was made for another model")));
+            };
+            let size = |[inputs, outputs, side]: [usize; 3]| {
+                format!("{inputs} to {outputs} channels with a kernel of {side}×{side}")
+            };
+            let (own, its) = ([layer.inputs, layer.outputs, layer.side()], entry.size());
+            if own != its {
+                let message = format!("{} maps {}, but its LoRA {}", layer.path, size(own), size(its));
+                return Err(Error::Lora(format!("{message}; it was made for another model")));
             }
         }
         let feature = self.features;
         let slots: Vec<_> = set.slots(feature).collect();
-        self.visit_layers(&mut |layer| {
-            if let Layer::Linear(layer) = layer {
-                let slot = slots.iter().find(|(entry, _)| entry.path == layer.path);
-                layer.lora.extend(slot.map(|(_, slot)| slot.clone()));
-            }
+        self.visit_layers(&mut |mut layer| {
+            let slot = slots.iter().find(|(entry, _)| entry.path == layer.path());
+            layer.lora_mut().extend(slot.map(|(_, slot)| slot.clone()));
         });
         self.features += 1;
         Ok(feature)
@@ -169,11 +165,7 @@ impl Unet {
     /// Takes all LoRAs off.
     pub fn detach_all(&mut self) {
         self.features = 0;
-        self.visit_layers(&mut |layer| {
-            if let Layer::Linear(layer) = layer {
-                layer.lora.clear();
-            }
-        });
+        self.visit_layers(&mut |mut layer| layer.lora_mut().clear());
     }
 
     /// What the model says about noisy latents: sample [B, H, W, in_channels], one timestep for each of them, and text

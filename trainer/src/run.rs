@@ -324,7 +324,7 @@ impl<'a> Run<'a> {
 
 impl Outcome {
     fn before(config: &Config, plan: &Plan) -> Self {
-        let numbers = |m: &Match| m.rank * (m.layer.inputs + m.layer.outputs);
+        let numbers = |m: &Match| m.layer.parameters(m.rank);
         Self {
             name: plan.feature.name.clone(),
             files: Vec::new(),
