@@ -10,7 +10,7 @@
 //! picture is off there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{Gate, blend};
@@ -53,14 +53,14 @@ pub struct RowGates {
 }
 
 /// What each attached [`LoraSet`](crate::LoraSet) is multiplied by, in the order of attaching. Of one GPU: vectors of
-/// gates are uploaded when a layer first asks for them, and kept.
-#[derive(Debug, Default)]
+/// gates are uploaded when a layer first asks for them, and kept; clones share them.
+#[derive(Debug, Default, Clone)]
 pub struct Gates {
     features: Vec<Strength>,
     /// The parts of the picture that features are kept to, each once.
     parts: Vec<PlaceMask>,
-    gates: Mutex<BTreeMap<Key, Held>>,
-    shares: Mutex<BTreeMap<(Vec<usize>, usize), Shares>>,
+    gates: Arc<Mutex<BTreeMap<Key, Held>>>,
+    shares: Arc<Mutex<BTreeMap<ShareKey, Shares>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +73,9 @@ enum Strength {
 /// Feature, kind of rows, and how many there are.
 type Key = (usize, Rows, usize);
 
+/// The features that an attention carries, and how many rows it has.
+type ShareKey = (Vec<usize>, usize);
+
 /// A gate as a layer holds it while it launches.
 #[derive(Debug, Clone)]
 pub(crate) enum Held {
@@ -84,12 +87,7 @@ pub(crate) enum Held {
 /// attention with the features of that part.
 type Shares = Vec<(usize, [Tensor; 2])>;
 
-static NONE: Gates = Gates {
-    features: Vec::new(),
-    parts: Vec::new(),
-    gates: Mutex::new(BTreeMap::new()),
-    shares: Mutex::new(BTreeMap::new()),
-};
+static NONE: LazyLock<Gates> = LazyLock::new(Gates::default);
 
 impl Gates {
     /// Where no LoRA is attached.

@@ -101,6 +101,7 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
         let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
         let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
+        unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
         summary.cut_captions = run.texts.cut();
         let started = Instant::now();
         match config.order {
