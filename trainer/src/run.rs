@@ -74,14 +74,8 @@ pub struct Outcome {
 /// # Errors
 /// What the config asks for is impossible, a file cannot be read or written, the training diverges, or the GPU fails.
 pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
-    // Everything that can be wrong without the GPU comes first.
-    config.validate()?;
     let model = &config.model;
-    ModelIndex::open(model)?;
-    let schedule = SchedulerConfig::open(&model.join("scheduler").join("scheduler_config.json"))?;
-    let schedule = NoiseSchedule::new(&schedule)?;
-    check_timesteps(config, &schedule)?;
-    let plans = plan(config, only)?;
+    let (schedule, plans) = begin(config, only)?;
     for plan in &plans {
         make_folder_of(plan.feature.file())?;
     }
@@ -112,6 +106,16 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
     }
     summary.combined = combine(config, &plans)?;
     Ok(summary)
+}
+
+/// Everything that can be wrong without the GPU comes first: the model's noise, and what is to be done.
+pub(crate) fn begin(config: &Config, only: Option<&str>) -> Result<(NoiseSchedule, Vec<Plan>)> {
+    config.validate()?;
+    ModelIndex::open(&config.model)?;
+    let schedule = config.model.join("scheduler").join("scheduler_config.json");
+    let schedule = NoiseSchedule::new(&SchedulerConfig::open(&schedule)?)?;
+    check_timesteps(config, &schedule)?;
+    Ok((schedule, plan(config, only)?))
 }
 
 /// What is in GPU and host memory during a run.
