@@ -39,6 +39,20 @@ pub fn run(gpu: &Gpu, dtype: DType, filter: &str) -> anyhow::Result<()> {
         row(format!("conv 3×3 {side}×{side} {c} to {o}"), &|tape| {
             conv2d(tape, &x, &w, &ConvArgs::default())
         })?;
+        let (down, up) = (tensor(gpu, &[8, 3, 3, c], dtype)?, tensor(gpu, &[o, 8], dtype)?);
+        let loras = [Lora { down: &down, up: &up, scale: 1.0, gate: Gate::Scalar(1.0) }];
+        let (args, dy) =
+            (ConvArgs { loras: &loras, ..Default::default() }, tensor(gpu, &[1, side, side, o], dtype)?);
+        row(format!("conv 3×3 + LoRA 8 {side}×{side} {c} to {o}"), &|tape| conv2d(tape, &x, &w, &args))?;
+        for (name, args) in [("", &ConvArgs::default()), (" + LoRA 8", &args)] {
+            row(format!("conv 3×3{name} backward {side}×{side} {c} to {o}"), &|_| {
+                let tape = strata_kernels::tape();
+                [&x, &down, &up].into_iter().for_each(|t| tape.track(t));
+                let y = conv2d(&tape, &x, &w, args)?;
+                tape.backward(&y, dy.clone())?;
+                Ok(y)
+            })?;
+        }
     }
     for [tokens, keys, c] in [[1024, 1024, 320], [256, 256, 640], [1024, 77, 320]] {
         let (q, k) = (tensor(gpu, &[1, tokens, c], dtype)?, tensor(gpu, &[1, keys, c], dtype)?);

@@ -196,15 +196,13 @@ pub fn run(folder: &Path, dtype: DType, gpu: &Gpu) -> Result<Report> {
 
 /// Groups what was not compared by what it would need. What Strata has and was still not compared is a problem.
 fn uncovered(left: &[&str], problems: &mut Vec<String>) -> Vec<Uncovered> {
-    const KNOWN: [(&str, &str); 9] = [
+    const KNOWN: [(&str, &str); 7] = [
         ("sched.ddpm.", "DDPM sampling"),
         ("sched.pndm.", "PNDM sampling"),
         ("sched.euler", "Euler sampling"),
         ("sched.dpmpp", "DPM-Solver++ sampling"),
         ("pipe.euler", "Euler sampling"),
         ("pipe.dpmpp", "DPM-Solver++ sampling"),
-        ("lora.locon_sel.", "LoRA on 3×3 convolutions"),
-        ("train.locon_sel.", "LoRA on 3×3 convolutions"),
         ("kohya_full.", "LoRA in the text encoder"),
     ];
     let mut groups: BTreeMap<(&str, &'static str), usize> = BTreeMap::new();

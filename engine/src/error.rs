@@ -1,7 +1,7 @@
 //! What can go wrong on the GPU side, said so that the reader knows what to do.
 
 /// Shorthand for results of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of the engine or of an op built on it.
 #[derive(Debug, thiserror::Error)]

@@ -103,37 +103,34 @@ impl Tape {
         }
     }
 
-    /// Runs `block` without keeping what it saves, and runs it again when its gradient is wanted: memory for time.
-    pub fn recompute(
+    /// Runs `block` without keeping what it saves, and runs it again when its gradient is wanted: memory for time. The
+    /// gradients have the same bits as without, since the way back takes the same steps in the same order.
+    ///
+    /// # Errors
+    /// Those of `block`.
+    pub fn recompute<E: From<Error> + Into<Error>>(
         &self,
-        inputs: &[&Tensor],
-        block: impl Fn(&Tape) -> Result<Tensor> + 'static,
-    ) -> Result<Tensor> {
-        let fork = |mode, tracked: &HashSet<TensorId>, sinks: &HashMap<TensorId, Tensor>| {
-            let tape = Tape::with(mode, self.add);
-            *tape.tracked.borrow_mut() = tracked.clone();
-            *tape.sinks.borrow_mut() = sinks.clone();
-            tape
-        };
+        block: impl Fn(&Tape) -> Result<Tensor, E> + 'static,
+    ) -> Result<Tensor, E> {
         if self.mode != Mode::On {
             return block(self);
         }
-        let (tracked, sinks) = (self.tracked.borrow().clone(), self.sinks.borrow().clone());
-        let dry = fork(Mode::Dry, &tracked, &sinks);
+        let tracked = self.tracked.borrow().clone();
+        let fork = |mode| {
+            let tape = Tape::with(mode, self.add);
+            *tape.tracked.borrow_mut() = tracked.clone();
+            tape
+        };
+        let dry = fork(Mode::Dry);
         let output = block(&dry)?;
         if dry.tracks(&output) {
             self.track(&output);
-            let again = fork(Mode::On, &tracked, &sinks);
-            let known: Vec<TensorId> = inputs.iter().map(|t| t.id()).collect();
+            let again = fork(Mode::On);
             let backward = move |grad_out: &Tensor, grads: &mut Grads| {
-                let output = block(&again)?;
-                let inner = again.backward(&output, grad_out.clone())?;
-                for (id, grad) in inner.map {
-                    if known.contains(&id) || tracked.contains(&id) {
-                        grads.add_id(id, grad)?;
-                    }
-                }
-                Ok(())
+                let output = block(&again).map_err(Into::into)?;
+                grads.tracked.extend(again.tracked.into_inner());
+                grads.map.insert(output.id(), grad_out.clone());
+                grads.go_back(again.records.into_inner())
             };
             self.records.borrow_mut().push(Record { output: output.id(), backward: Box::new(backward) });
         }
@@ -147,18 +144,11 @@ impl Tape {
             map: HashMap::from([(root.id(), grad_out)]),
             kept: HashMap::new(),
             tracked: self.tracked.into_inner(),
+            retained: self.retained.into_inner(),
             sinks: self.sinks.into_inner(),
             add: self.add,
         };
-        let retained = self.retained.into_inner();
-        for record in self.records.into_inner().into_iter().rev() {
-            if let Some(grad_out) = grads.map.remove(&record.output) {
-                if retained.contains(&record.output) {
-                    grads.kept.insert(record.output, grad_out.clone());
-                }
-                (record.backward)(&grad_out, &mut grads)?;
-            }
-        }
+        grads.go_back(self.records.into_inner())?;
         Ok(grads)
     }
 }
@@ -168,11 +158,24 @@ pub struct Grads {
     map: HashMap<TensorId, Tensor>,
     kept: HashMap<TensorId, Tensor>,
     tracked: HashSet<TensorId>,
+    retained: HashSet<TensorId>,
     sinks: HashMap<TensorId, Tensor>,
     add: Add,
 }
 
 impl Grads {
+    fn go_back(&mut self, records: Vec<Record>) -> Result<()> {
+        for record in records.into_iter().rev() {
+            if let Some(grad_out) = self.map.remove(&record.output) {
+                if self.retained.contains(&record.output) {
+                    self.kept.insert(record.output, grad_out.clone());
+                }
+                (record.backward)(&grad_out, self)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a gradient of this content is wanted.
     pub fn wants(&self, id: TensorId) -> bool {
         self.tracked.contains(&id)

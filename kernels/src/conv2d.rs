@@ -1,10 +1,13 @@
-//! Frozen 2-D convolution as an implicit GEMM: no im2col buffer, K ordered (ky, kx, channel).
-//! Nothing is saved for the way back, and there is no dW.
+//! Frozen 2-D convolution with LoRA branches, as an implicit GEMM: no im2col buffer, K ordered (ky, kx, channel).
+//! `y = x ∗ w + b + Σᵢ gateᵢ · scaleᵢ · (x ∗ downᵢ) upᵢᵀ + residual`: a LoRA's `down` is a convolution with the same kernel
+//! size, stride and padding into r channels, and its `up` one of 1×1.
 
 use strata_engine::{DType, Error, Result, Tape, Tensor};
 
-use crate::gemm::{Conv, Gemm, Layout};
-use crate::linear::pairs;
+use crate::Act;
+use crate::frozen::{Lora, LoraFactors, Product, frozen};
+use crate::gemm::Conv;
+use crate::linear::LinearArgs;
 
 /// Where zeros surround the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,11 +32,13 @@ pub struct ConvArgs<'a> {
     pub residual: Option<&'a Tensor>,
     /// Type of the output; default the residual's, and without one the weights'.
     pub out: Option<DType>,
+    /// Branches; those whose gate is [`Gate::Scalar`](crate::Gate) 0 are skipped.
+    pub loras: &'a [Lora<'a>],
 }
 
 impl Default for ConvArgs<'_> {
     fn default() -> Self {
-        ConvArgs { stride: 1, padding: Padding::Same, bias: None, residual: None, out: None }
+        ConvArgs { stride: 1, padding: Padding::Same, bias: None, residual: None, out: None, loras: &[] }
     }
 }
 
@@ -96,15 +101,8 @@ impl ConvShape {
 pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Result<Tensor> {
     let s = ConvShape::new(x.shape(), w.shape(), args.stride, args.padding)?;
     let shape = [s.batch, s.output[0], s.output[1], s.channels[1]];
-    let out = args.out.or(args.residual.map(Tensor::dtype)).unwrap_or(w.dtype());
-    if !pairs(x, w) || args.bias.is_some_and(|b| b.len() != s.channels[1]) {
-        return Err(Error::op("conv2d", format!("x {x:?}, w {w:?}, bias {:?}", args.bias)));
-    }
-    if let Some(r) = args.residual.filter(|r| r.shape() != shape || r.dtype() != out) {
-        let message = format!("residual {r:?} is added to an output {shape:?} {}", out.wgsl());
-        return Err(Error::op("conv2d", message));
-    }
-    let pixels = move |[h, w]: [usize; 2]| s.batch * h * w;
+    let &ConvArgs { bias, residual, out, loras, .. } = args;
+    let out = out.or(residual.map(Tensor::dtype)).unwrap_or(w.dtype());
     let conv = Conv {
         src: s.input,
         dst: s.output,
@@ -113,40 +111,10 @@ pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Resul
         pad: s.pad,
         transposed: false,
     };
-    let y = Gemm {
-        conv: Some(conv),
-        bias: args.bias,
-        residual: args.residual,
-        out,
-        ..Gemm::new(x, w, Layout::Nt, [pixels(s.output), s.channels[1], s.channels[0]])
-    }
-    .run("conv2d", &shape)?;
-
-    let mut inputs = vec![x];
-    inputs.extend(args.residual);
-    if inputs.iter().any(|t| tape.tracks(t)) {
-        let (id, x_shape, x_type) = (x.id(), x.shape().to_vec(), x.dtype());
-        let (residual, w) = (args.residual.map(Tensor::id), w.clone());
-        tape.record(&inputs, &y, move |grad_out, grads| {
-            if let Some(residual) = residual.filter(|r| grads.wants(*r)) {
-                grads.add_id(residual, grad_out.clone())?;
-            }
-            if grads.wants(id) {
-                let back = Conv { src: s.output, dst: s.input, transposed: true, ..conv };
-                let before = grads.take(id);
-                let dx = Gemm {
-                    conv: Some(back),
-                    residual: before.as_ref(),
-                    out: x_type,
-                    ..Gemm::new(grad_out, &w, Layout::Nn, [pixels(s.input), s.channels[0], s.channels[1]])
-                }
-                .run("conv2d backward", &x_shape)?;
-                grads.add_id(id, dx)?;
-            }
-            Ok(())
-        });
-    }
-    Ok(y)
+    let rows = [s.input, s.output].map(|[h, w]| s.batch * h * w);
+    let product = Product { op: "conv2d", rows, channels: s.channels, conv: Some(conv) };
+    let args = LinearArgs { bias, residual, act: Act::None, out: Some(out), loras };
+    frozen(tape, x, w, product, &args, &shape, out)
 }
 
 /// The specification.
@@ -155,6 +123,7 @@ pub fn reference(
     w: &[f64],
     bias: Option<&[f64]>,
     residual: Option<&[f64]>,
+    loras: &[LoraFactors<'_>],
     s: &ConvShape,
 ) -> Vec<f64> {
     let ([h, width], [oh, ow], [kh, kw], [c, o]) = (s.input, s.output, s.kernel, s.channels);
@@ -171,6 +140,14 @@ pub fn reference(
                     *out += (0..c).map(|q| x[px + q] * w[tap + q]).sum::<f64>();
                 }
             }
+        }
+    }
+    for (down, up, scale) in loras {
+        let r = down.len() / (kh * kw * c);
+        let low = reference(x, down, None, None, &[], &ConvShape { channels: [c, r], ..*s });
+        for (i, out) in y.iter_mut().enumerate() {
+            let (pixel, channel) = (i / o, i % o);
+            *out += (0..r).map(|q| scale(pixel) * low[pixel * r + q] * up[channel * r + q]).sum::<f64>();
         }
     }
     y

@@ -8,15 +8,15 @@ use strata_engine::{
 };
 
 use crate::Act;
-use crate::variants::{ACT, Defs, Variant, variant};
+use crate::variants::{ACT, CONV, Defs, Variant, variant};
 
 const VEC: (&str, &str) = ("vec", include_str!("include/vec.wgsl"));
 const IO: (&str, &str) = ("gemm_io", include_str!("gemm_io.wgsl"));
 
 static LANE: Shader =
-    Shader { name: "gemm_lane", source: include_str!("gemm_lane.wgsl"), includes: &[VEC, IO, ACT] };
+    Shader { name: "gemm_lane", source: include_str!("gemm_lane.wgsl"), includes: &[VEC, IO, ACT, CONV] };
 static TILE: Shader =
-    Shader { name: "gemm_tile", source: include_str!("gemm_tile.wgsl"), includes: &[VEC, IO, ACT] };
+    Shader { name: "gemm_tile", source: include_str!("gemm_tile.wgsl"), includes: &[VEC, IO, ACT, CONV] };
 
 params! {
     struct GemmParams {
@@ -53,9 +53,9 @@ pub(crate) struct Conv {
 /// A low-rank term that extends k.
 #[derive(Clone, Copy)]
 pub(crate) struct Ext<'a> {
-    /// S, `[m, r]`.
+    /// S, `[m, r]`; in the input gradient of a convolution `[pixels read, r]`, and each tap shifts it.
     pub s: &'a Tensor,
-    /// U, `[n, r]` or `[r, n]` by [`Layout`].
+    /// U, `[n, r]` or `[r, tap, n]` by [`Layout`].
     pub u: &'a Tensor,
 }
 
@@ -146,7 +146,9 @@ impl<'a> Gemm<'a> {
             gate: self.gate.is_some(),
             act: self.act,
         };
-        let depth = u64::from(c) * u64::from(params.taps) + u64::from(r);
+        let taps = u64::from(params.taps);
+        let ext_taps = if conv.is_some_and(|v| v.transposed) { taps } else { 1 };
+        let depth = u64::from(c) * taps + u64::from(r) * ext_taps;
         Launch::new(gpu, body.shader)
             .defs(features.defs(&body))
             .read(0, self.a)
@@ -265,8 +267,7 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                         [0, 1, 2, 3, 4, 5].map(|i| bits >> i & 1 == 1);
                     let aligned = layout == Layout::Nt || vec_n || !(vec || vec_ext);
                     let backward = layout == Layout::Nn;
-                    let conv_ext = conv.is_some() && ext;
-                    if !aligned || (vec_ext && !ext) || (backward && bias) || conv_ext {
+                    if !aligned || (vec_ext && !ext) || (backward && bias) {
                         continue;
                     }
                     let mut push = |gate, act| {
@@ -287,7 +288,7 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                     };
                     push(false, Act::None)?;
                     // the LoRA's narrow products have gates, and nothing else
-                    if conv.is_none() && !ext && !bias && !residual {
+                    if conv != Some(true) && !ext && !bias && !residual {
                         push(true, Act::None)?;
                     }
                     if !backward && conv.is_none() && bias {

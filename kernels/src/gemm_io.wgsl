@@ -3,8 +3,9 @@
 //   out[m, n] = act(alpha gate[m / rows_per_gate] (sum_k A[m, k] B[k, n] + sum_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]
 //
 // k runs over (tap, c), c < p.c. A row of A is a pixel of an image that the tap shifts (CONV), or just row m.
+// r runs over the ranks, and in the input gradient of a convolution over (tap, rank), where the tap shifts S as it does A.
 //   NT: B is stored [n, tap, c], U [n, r]      (y = x Wt, weights as [out, in])
-//   NN: B is stored [c, tap, n], U [r, n]      (dx = dy W, the same weights)
+//   NN: B is stored [c, tap, n], U [r, tap, n] (dx = dy W, the same weights)
 // A is TA, B, S and U are T, the output and the residual TO: f16 weights go with a residual stream in f32.
 // V = 4 loads four values of the last axis at once: c % 4 == 0, and for NN n % 4 == 0; VE likewise for r; VN: n % 4 == 0.
 {% from "vec" import vec %}
@@ -25,28 +26,7 @@
 @group(0) @binding(7) var<storage, read> gate: array<f32>;                // [m / rows_per_gate]
 {% endif %}
 {% if CONV %}
-
-// (first pixel of the sample, y, x) of output row m
-fn pixel(m: u32) -> vec3<i32> {
-    let xy = m % (p.dst_h * p.dst_w);
-    return vec3<i32>(vec3<u32>(m / (p.dst_h * p.dst_w) * p.src_h * p.src_w, xy / p.dst_w, xy % p.dst_w));
-}
-
-// Pixel of the image that tap (ky, kx) reads for an output pixel, or -1 outside.
-fn source(at: vec3<i32>, tap: u32) -> i32 {
-    let k = vec2<i32>(vec2<u32>(tap / p.kw, tap % p.kw));
-    let size = vec2<i32>(vec2<u32>(p.src_h, p.src_w));
-    {% if TRANSPOSED %}
-    // the input gradient: which output pixels y read this one with this tap
-    let far = at.yz + i32(p.pad) - k;
-    let y = far / i32(p.stride);
-    let hit = all(far >= vec2<i32>(0)) && all(y * i32(p.stride) == far) && all(y < size);
-    {% else %}
-    let y = at.yz * i32(p.stride) + k - i32(p.pad);
-    let hit = all(y >= vec2<i32>(0)) && all(y < size);
-    {% endif %}
-    return select(-1, at.x + y.x * size.y + y.y, hit);
-}
+{% include "conv" %}
 {% endif %}
 {% if ACT != "none" %}
 {% include "act" %}

@@ -96,7 +96,15 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% endif %}
         {{ accumulate("a", "b", V, "p.c", "p.taps * p.n", CONV) }}
     }
-    {% if EXT %}
+    {% if EXT and TRANSPOSED %}
+    for (var tap = 0u; tap < p.taps; tap++) {
+        {% for i in ROWS %}
+        let from{{ i }} = source(pixel{{ i }}, tap) * i32(p.r / {{ VE }}u);
+        {% endfor %}
+        let row_b = tap * p.n;
+        {{ accumulate("s", "u", VE, "p.r", "p.taps * p.n", true) }}
+    }
+    {% elif EXT %}
     {
         {% for i in ROWS %}
         let from{{ i }} = row{{ i }} * (p.r / {{ VE }}u);

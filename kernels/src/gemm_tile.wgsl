@@ -103,7 +103,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% endif %}
         {{ accumulate("a", "b", V, "p.c", "tap * " ~ ("p.n" if NN else "p.c"), "p.taps * " ~ ("p.n" if NN else "p.c")) }}
     }
-    {% if EXT %}
+    {% if EXT and TRANSPOSED %}
+    for (var tap = 0u; tap < p.taps; tap++) {
+        let row_a = select(-1, source(at, tap) * i32(p.r), load_m < p.m);
+        {{ accumulate("s", "u", VE, "p.r", "tap * p.n", "p.taps * p.n") }}
+    }
+    {% elif EXT %}
     {
         let row_a = select(-1, i32(load_m * p.r), load_m < p.m);
         {{ accumulate("s", "u", VE, "p.r", "0u", "p.n" if NN else "p.r") }}

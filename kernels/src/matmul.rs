@@ -29,7 +29,7 @@ pub fn matmul(tape: &Tape, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         }
         if let Some(a) = saved_a {
             let db = Tensor::zeros(a.gpu(), &[k, n], DType::F32)?;
-            accumulate_product(&a, grad_out, &db)?;
+            accumulate_product(&a, grad_out, &db, None)?;
             grads.add_id(ib, crate::cast(&db, a.dtype())?)?;
         }
         Ok(())

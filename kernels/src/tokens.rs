@@ -2,21 +2,28 @@
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, fold_grid, params};
 
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::gemm::Conv;
+use crate::variants::{CONV, Defs, INDEX, Variant, variant};
 use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "tokens",
     source: include_str!("tokens.wgsl"),
-    includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
+    includes: &[INDEX, CONV, ("vec", include_str!("include/vec.wgsl"))],
 };
 
-params! { struct TokensParams { m: u32, i: u32, j: u32, splits: u32, rows_per_split: u32 } }
+params! {
+    #[derive(Default)]
+    struct TokensParams {
+        m: u32, i: u32, j: u32, splits: u32, rows_per_split: u32, c: u32,
+        src_h: u32, src_w: u32, dst_h: u32, dst_w: u32, kw: u32, stride: u32, pad: u32,
+    }
+}
 
 /// Rows that one invocation sums before the work is split.
 const ROWS_PER_SPLIT: usize = 512;
 
-fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, wg: u32) -> Defs {
+fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, conv: bool, wg: u32) -> Defs {
     vec![
         ("OP", op.into()),
         ("T", u.wgsl().into()),
@@ -24,34 +31,53 @@ fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, w
         ("TO", to.wgsl().into()),
         ("V", vec.into()),
         ("ADD", add.into()),
+        ("CONV", conv.into()),
+        ("TRANSPOSED", false.into()),
         ("WG", wg.into()),
     ]
 }
 
-/// `sum += uᵀ v` for u `[M, I]`, v `[M, J]`, sum f32 `[I, J]`: how dA and dB come about.
+/// `sum += uᵀ v` for u `[M, I]`, v `[M, J]`, sum f32 `[I, J]`: how dA and dB come about. With a convolution v is the
+/// image that it reads, sum `[I, tap, C]`, and row m of u goes with the pixel that each tap reads for output pixel m.
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor) -> Result<()> {
-    let (m, i, j) = (u.rows(), u.last(), v.last());
-    if v.rows() != m || sum.len() != i * j || sum.dtype() != DType::F32 {
+pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor, conv: Option<&Conv>) -> Result<()> {
+    let (m, i, c) = (u.rows(), u.last(), v.last());
+    let taps = conv.map_or(1, |conv| conv.kernel.iter().product());
+    let pixels = |[h, w]: [usize; 2]| h * w;
+    let fits = match conv {
+        None => v.rows() == m,
+        Some(conv) => v.rows() * pixels(conv.dst) == m * pixels(conv.src),
+    };
+    let j = taps * c;
+    if !fits || sum.len() != i * j || sum.dtype() != DType::F32 {
         return Err(Error::op("gradient of a product", format!("{u:?} transposed times {v:?} into {sum:?}")));
     }
     let gpu = u.gpu();
     let splits = m.div_ceil(ROWS_PER_SPLIT);
     let partial = if splits > 1 { Some(Tensor::empty(gpu, &[splits, i, j], DType::F32)?) } else { None };
-    let params = TokensParams {
+    let mut params = TokensParams {
         m: m as u32,
         i: i as u32,
         j: j as u32,
         splits: splits as u32,
         rows_per_split: ROWS_PER_SPLIT as u32,
+        c: c as u32,
+        ..TokensParams::default()
     };
+    if let Some(conv) = conv {
+        [params.src_h, params.src_w] = conv.src.map(|side| side as u32);
+        [params.dst_h, params.dst_w] = conv.dst.map(|side| side as u32);
+        [params.kw, params.stride, params.pad] = [conv.kernel[1], conv.stride, conv.pad].map(|x| x as u32);
+    }
     let wg = workgroup(gpu);
-    let vec = i.is_multiple_of(4) && j.is_multiple_of(4);
+    // four neighbours of (tap, c) then share a tap
+    let vec = i.is_multiple_of(4) && c.is_multiple_of(4);
     let blocks = i.div_ceil(4) * j.div_ceil(4) * splits;
+    let types = [u.dtype(), v.dtype()];
     Launch::new(gpu, &SHADER)
-        .defs(defs("product", [u.dtype(), v.dtype()], DType::F32, vec, partial.is_none(), wg))
+        .defs(defs("product", types, DType::F32, vec, partial.is_none(), conv.is_some(), wg))
         .read(0, u)
         .read(1, v)
         .write(2, partial.as_ref().unwrap_or(sum))
@@ -61,7 +87,7 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor) -> Result
         .run()?;
     if let Some(partial) = &partial {
         Launch::new(gpu, &SHADER)
-            .defs(defs("gather", [DType::F32; 2], DType::F32, false, true, wg))
+            .defs(defs("gather", [DType::F32; 2], DType::F32, false, true, false, wg))
             .read(0, partial)
             .write(2, sum)
             .params(&params)
@@ -80,11 +106,11 @@ pub(crate) fn sum_tokens(x: &Tensor, batch: usize) -> Result<Tensor> {
         i: batch as u32,
         j: c as u32,
         splits: 1,
-        rows_per_split: 0,
+        ..TokensParams::default()
     };
     let wg = workgroup(x.gpu());
     Launch::new(x.gpu(), &SHADER)
-        .defs(defs("sum", [x.dtype(); 2], x.dtype(), false, false, wg))
+        .defs(defs("sum", [x.dtype(); 2], x.dtype(), false, false, false, wg))
         .read(0, x)
         .write(2, &y)
         .params(&params)
@@ -97,14 +123,18 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
         let types = [DType::F32, DType::F16];
         for (u, v) in types.into_iter().flat_map(|u| types.map(|v| (u, v))) {
-            for (vec, add) in [(false, false), (false, true), (true, false), (true, true)] {
-                variant::<TokensParams>(out, &SHADER, defs("product", [u, v], DType::F32, vec, add, wg))?;
+            for bits in 0..1 << 3 {
+                let [vec, add, conv] = [0, 1, 2].map(|i| bits >> i & 1 == 1);
+                let defs = defs("product", [u, v], DType::F32, vec, add, conv, wg);
+                variant::<TokensParams>(out, &SHADER, defs)?;
             }
         }
         for dtype in types {
-            variant::<TokensParams>(out, &SHADER, defs("sum", [dtype; 2], dtype, false, false, wg))?;
+            let defs = defs("sum", [dtype; 2], dtype, false, false, false, wg);
+            variant::<TokensParams>(out, &SHADER, defs)?;
         }
-        variant::<TokensParams>(out, &SHADER, defs("gather", [DType::F32; 2], DType::F32, false, true, wg))?;
+        let defs = defs("gather", [DType::F32; 2], DType::F32, false, true, false, wg);
+        variant::<TokensParams>(out, &SHADER, defs)?;
     }
     Ok(())
 }

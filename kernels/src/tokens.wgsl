@@ -1,6 +1,7 @@
 // Reductions over tokens (rows), deterministic: no atomics, one invocation per 4 x 4 results and split.
 //
 //   product:  out[split, i, j] (+)= sum_m u[m, i] v[m, j]     over the rows m of the split
+//             CONV: j = (tap, c), and v is an image [batch, src_h, src_w, c], of which the tap picks a pixel for row m
 //   sum:      out[i, j] = sum_m u[i, m, j]                    i = sample
 //   gather:   out[i] += sum_split u[split, i]
 // Dispatch: one invocation per result block (product: 4 x 4, others: 1), folded.
@@ -13,6 +14,20 @@
 @group(0) @binding(1) var<storage, read> v: array<{{ vec(W, TV) }}>;
 {% endif %}
 @group(0) @binding(2) var<storage, read_write> out: array<{{ TO }}>;
+{% if CONV %}
+{% include "conv" %}
+
+// The pixel of the next row.
+fn next(at: vec3<i32>) -> vec3<i32> {
+    if (at.z + 1 < i32(p.dst_w)) {
+        return at + vec3<i32>(0, 0, 1);
+    }
+    if (at.y + 1 < i32(p.dst_h)) {
+        return vec3<i32>(at.x, at.y + 1, 0);
+    }
+    return vec3<i32>(at.x + i32(p.src_h * p.src_w), 0, 0);
+}
+{% endif %}
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -32,6 +47,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     let i{{ q }} = min(i + {{ q }}u, p.i - 1u);
     let j{{ q }} = min(j + {{ q }}u, p.j - 1u);
     {% endfor %}
+    {% if CONV %}
+    var at = pixel(split * p.rows_per_split);
+    {% endif %}
     for (var first = split * p.rows_per_split; first < last; first += 64u) {
         {% for q in range(4) %}
         var block{{ q }} = vec4<f32>();
@@ -39,9 +57,19 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         for (var m = first; m < min(first + 64u, last); m++) {
             {% if V %}
             let ui = vec4<f32>(u[(m * p.i + i) / 4u]);
-            let vj = vec4<f32>(v[(m * p.j + j) / 4u]);
             {% else %}
             let ui = vec4<f32>(f32(u[m * p.i + i0]), f32(u[m * p.i + i1]), f32(u[m * p.i + i2]), f32(u[m * p.i + i3]));
+            {% endif %}
+            {% if CONV %}
+            {% for q in range(1 if V else 4) %}
+            let from{{ q }} = source(at, j{{ q }} / p.c);
+            let v{{ q }} = select({{ vec(W, "f32") }}(0.0), {{ vec(W, "f32") }}(v[(u32(max(from{{ q }}, 0)) * p.c + j{{ q }} % p.c) / {{ W }}u]), from{{ q }} >= 0);
+            {% endfor %}
+            let vj = vec4<f32>({{ "v0" if V else "v0, v1, v2, v3" }});
+            at = next(at);
+            {% elif V %}
+            let vj = vec4<f32>(v[(m * p.j + j) / 4u]);
+            {% else %}
             let vj = vec4<f32>(f32(v[m * p.j + j0]), f32(v[m * p.j + j1]), f32(v[m * p.j + j2]), f32(v[m * p.j + j3]));
             {% endif %}
             {% for q in range(4) %}

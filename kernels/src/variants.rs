@@ -8,6 +8,7 @@ pub(crate) type Defs = Vec<(&'static str, Def)>;
 
 /// Snippets that shaders include.
 pub(crate) const ACT: (&str, &str) = ("act", include_str!("include/act.wgsl"));
+pub(crate) const CONV: (&str, &str) = ("conv", include_str!("include/conv.wgsl"));
 pub(crate) const INDEX: (&str, &str) = ("index", include_str!("include/index.wgsl"));
 pub(crate) const REDUCE: (&str, &str) = ("reduce", include_str!("include/reduce.wgsl"));
 

@@ -149,19 +149,19 @@ fn read(weights: &mut Weights, info: &WeightInfo) -> Result<Vec<f32>> {
     let shapes: Vec<&[usize]> = info.shapes.iter().map(Vec::as_slice).collect();
     let values = weights.take_any(&names, &shapes)?;
     Ok(match (info.role, shapes[0]) {
-        (Role::Kernel, &[_, inputs, height, width]) => channels_last(&values, inputs, height * width),
+        (Role::Kernel, &[_, inputs, height, width]) => turned(&values, [inputs, height * width]),
         _ => values,
     })
 }
 
-/// [outputs, inputs, area] to [outputs, area, inputs].
-fn channels_last(values: &[f32], inputs: usize, area: usize) -> Vec<f32> {
+/// [n, rows, columns] to [n, columns, rows]: how kernels change between files (channel, place) and the GPU (place, channel).
+pub(crate) fn turned(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
     let mut reordered = vec![0.0; values.len()];
-    let pairs = reordered.chunks_exact_mut(inputs * area).zip(values.chunks_exact(inputs * area));
+    let pairs = reordered.chunks_exact_mut(rows * columns).zip(values.chunks_exact(rows * columns));
     for (to, from) in pairs {
-        for (input, kernel) in from.chunks_exact(area).enumerate() {
-            for (at, value) in kernel.iter().enumerate() {
-                to[at * inputs + input] = *value;
+        for (row, values) in from.chunks_exact(columns).enumerate() {
+            for (column, value) in values.iter().enumerate() {
+                to[column * rows + row] = *value;
             }
         }
     }
@@ -209,6 +209,7 @@ mod tests {
         // two outputs, two inputs, three places: value = 100 output + 10 input + place
         let values: Vec<f32> = (0..12).map(|i| (i / 6 * 100 + i / 3 % 2 * 10 + i % 3) as f32).collect();
         let expected = [0., 10., 1., 11., 2., 12., 100., 110., 101., 111., 102., 112.];
-        assert_eq!(channels_last(&values, 2, 3), expected);
+        assert_eq!(turned(&values, [2, 3]), expected);
+        assert_eq!(turned(&expected, [3, 2]), values);
     }
 }

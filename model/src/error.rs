@@ -152,6 +152,16 @@ impl Error {
     }
 }
 
+/// For blocks that the engine runs again.
+impl From<Error> for strata_engine::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Engine(error) => error,
+            other => Self::op("recompute", other.to_string()),
+        }
+    }
+}
+
 /// The names, comma separated; a long list is cut, since a file of the wrong model has hundreds.
 pub(crate) fn listing(names: &[String]) -> String {
     const SHOWN: usize = 8;

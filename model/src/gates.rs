@@ -10,7 +10,7 @@
 //! picture is off there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{Gate, blend};
@@ -53,14 +53,14 @@ pub struct RowGates {
 }
 
 /// What each attached [`LoraSet`](crate::LoraSet) is multiplied by, in the order of attaching. Of one GPU: vectors of
-/// gates are uploaded when a layer first asks for them, and kept.
-#[derive(Debug, Default)]
+/// gates are uploaded when a layer first asks for them, and kept; clones share them.
+#[derive(Debug, Default, Clone)]
 pub struct Gates {
     features: Vec<Strength>,
     /// The parts of the picture that features are kept to, each once.
     parts: Vec<PlaceMask>,
-    gates: Mutex<BTreeMap<Key, Held>>,
-    shares: Mutex<BTreeMap<(Vec<usize>, usize), Shares>>,
+    gates: Arc<Mutex<BTreeMap<Key, Held>>>,
+    shares: Arc<Mutex<BTreeMap<ShareKey, Shares>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +73,9 @@ enum Strength {
 /// Feature, kind of rows, and how many there are.
 type Key = (usize, Rows, usize);
 
+/// The features that an attention carries, and how many rows it has.
+type ShareKey = (Vec<usize>, usize);
+
 /// A gate as a layer holds it while it launches.
 #[derive(Debug, Clone)]
 pub(crate) enum Held {
@@ -84,12 +87,7 @@ pub(crate) enum Held {
 /// attention with the features of that part.
 type Shares = Vec<(usize, [Tensor; 2])>;
 
-static NONE: Gates = Gates {
-    features: Vec::new(),
-    parts: Vec::new(),
-    gates: Mutex::new(BTreeMap::new()),
-    shares: Mutex::new(BTreeMap::new()),
-};
+static NONE: LazyLock<Gates> = LazyLock::new(Gates::default);
 
 impl Gates {
     /// Where no LoRA is attached.
@@ -118,9 +116,16 @@ impl Gates {
         gates
     }
 
-    /// The gate of LoRA set number `feature` for a layer with such rows and input x. Of the features that are kept to a
-    /// part of the picture, layers on text have those of part `part` alone.
-    pub(crate) fn of(&self, feature: usize, rows: Rows, x: &Tensor, part: Option<usize>) -> Result<Held> {
+    /// The gate of LoRA set number `feature` for a layer with input x and `count` such rows of output. Of the features that
+    /// are kept to a part of the picture, layers on text have those of part `part` alone.
+    pub(crate) fn of(
+        &self,
+        feature: usize,
+        rows: Rows,
+        x: &Tensor,
+        count: usize,
+        part: Option<usize>,
+    ) -> Result<Held> {
         let given = self.features.len();
         let Some(strength) = self.features.get(feature) else {
             return Err(Error::Lora(format!(
@@ -137,12 +142,12 @@ impl Gates {
             return Ok(Held::Scalar(0.0));
         }
         let mut made = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (feature, rows, x.rows());
+        let key = (feature, rows, count);
         if let Some(held) = made.get(&key) {
             return Ok(held.clone());
         }
         let values = match (rows, own) {
-            (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, x.rows())?,
+            (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, count)?,
             _ => gates.values(rows).to_vec(),
         };
         let held = Held::new(x.gpu(), &values)?;

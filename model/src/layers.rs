@@ -1,9 +1,10 @@
-//! The layers that have weights. They are frozen; a [`Linear`] may carry LoRAs.
+//! The layers that have weights. They are frozen; a [`Linear`] or [`Conv2d`] may carry LoRAs.
 
 use strata_engine::{DType, Tensor};
-use strata_kernels::{Act, ConvArgs, GroupNormArgs, LinearArgs, Lora, Padding};
+use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding};
 
 use crate::build::Builder;
+use crate::gates::Held;
 use crate::{Cx, Result, Rows};
 
 /// y = x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ, on the last axis. A 1×1 convolution is one of these.
@@ -32,12 +33,18 @@ pub struct Linear<W = Tensor> {
 pub struct LoraSlot {
     /// Which attached [`LoraSet`](crate::LoraSet) it belongs to.
     pub feature: usize,
-    /// [rank, inputs].
+    /// [rank, inputs]; of a 3×3 convolution [rank, 3, 3, inputs].
     pub down: Tensor,
     /// [outputs, rank].
     pub up: Tensor,
     /// alpha / rank.
     pub scale: f32,
+}
+
+impl LoraSlot {
+    fn branch<'a>(&'a self, gate: &'a Held) -> Lora<'a> {
+        Lora { down: &self.down, up: &self.up, scale: self.scale, gate: gate.gate() }
+    }
 }
 
 impl<W> Linear<W> {
@@ -143,19 +150,16 @@ impl Linear {
         part: Option<usize>,
         out: Option<DType>,
     ) -> Result<Tensor> {
-        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, part);
+        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, x.rows(), part);
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
-        let branches = self.lora.iter().zip(&gates).map(|(slot, gate)| {
-            let LoraSlot { down, up, scale, .. } = slot;
-            Lora { down, up, scale: *scale, gate: gate.gate() }
-        });
-        let loras: Vec<Lora<'_>> = branches.collect();
+        let loras: Vec<Lora<'_>> =
+            self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
         let args = LinearArgs { bias: self.b.as_ref(), residual, act, out, loras: &loras };
         Ok(strata_kernels::linear(cx.tape, x, &self.w, &args)?)
     }
 }
 
-/// A 3×3 convolution.
+/// A 3×3 convolution: y = x ∗ w + b + Σᵢ gateᵢ · scaleᵢ · (x ∗ downᵢ) upᵢᵀ. Its rows are places, those of y.
 #[derive(Debug, Clone)]
 pub struct Conv2d<W = Tensor> {
     /// Diffusers' name.
@@ -168,13 +172,15 @@ pub struct Conv2d<W = Tensor> {
     pub w: W,
     /// f32 `[outputs]`.
     pub b: W,
+    /// The LoRAs attached to it.
+    pub lora: Vec<LoraSlot>,
 }
 
 impl<W> Conv2d<W> {
     pub(crate) fn build(b: &mut Builder<'_, W>, path: String, inputs: usize, outputs: usize) -> Result<Self> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 3)?;
         let bias = b.vector(format!("{path}.bias"), outputs)?;
-        Ok(Self { path, inputs, outputs, w, b: bias })
+        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new() })
     }
 
     pub(crate) fn info(&self) -> LayerInfo {
@@ -221,7 +227,14 @@ impl Conv2d {
         residual: Option<&Tensor>,
         out: DType,
     ) -> Result<Tensor> {
-        let args = ConvArgs { stride, padding, bias: Some(&self.b), residual, out: Some(out) };
+        let [height, width] = ConvShape::new(x.shape(), self.w.shape(), stride, padding)?.output;
+        let places = x.shape()[0] * height * width;
+        let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, Rows::Place, x, places, None);
+        let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
+        let loras: Vec<Lora<'_>> =
+            self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
+        let bias = Some(&self.b);
+        let args = ConvArgs { stride, padding, bias, residual, out: Some(out), loras: &loras };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
     }
 }
@@ -315,7 +328,7 @@ impl LayerNorm {
 
 /// One layer with a matrix or kernel, in a traversal.
 pub enum Layer<'a, W = Tensor> {
-    /// A linear layer or 1×1 convolution: it can carry LoRAs.
+    /// A linear layer or 1×1 convolution.
     Linear(&'a mut Linear<W>),
     /// A 3×3 convolution.
     Conv(&'a mut Conv2d<W>),
@@ -327,6 +340,22 @@ impl<W> Layer<'_, W> {
         match self {
             Layer::Linear(layer) => layer.info(),
             Layer::Conv(layer) => layer.info(),
+        }
+    }
+
+    /// Diffusers' name.
+    pub fn path(&self) -> &str {
+        match self {
+            Layer::Linear(layer) => &layer.path,
+            Layer::Conv(layer) => &layer.path,
+        }
+    }
+
+    /// The LoRAs attached to it.
+    pub fn lora_mut(&mut self) -> &mut Vec<LoraSlot> {
+        match self {
+            Layer::Linear(layer) => &mut layer.lora,
+            Layer::Conv(layer) => &mut layer.lora,
         }
     }
 }
@@ -345,9 +374,19 @@ pub struct LayerInfo {
 }
 
 impl LayerInfo {
-    /// Whether the layer can carry a LoRA: all but 3×3 convolutions can.
-    pub fn takes_lora(&self) -> bool {
-        self.kind != LayerKind::Conv3x3
+    /// Height and width of the kernel; 1 where each row of the output reads one row.
+    pub fn side(&self) -> usize {
+        if self.kind == LayerKind::Conv3x3 { 3 } else { 1 }
+    }
+
+    /// Inputs to one output: channels, times the area of the kernel.
+    pub fn fan_in(&self) -> usize {
+        self.inputs * self.side() * self.side()
+    }
+
+    /// Numbers in a LoRA of this rank.
+    pub fn parameters(&self, rank: usize) -> usize {
+        rank * (self.fan_in() + self.outputs)
     }
 }
 

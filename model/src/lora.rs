@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 
+use crate::build::turned;
 use crate::error::listing;
 use crate::layers::{LayerInfo, LayerKind, LoraSlot};
 use crate::lora_file::{LoraDtype, LoraFile, LoraModule, kohya_name};
@@ -26,11 +27,11 @@ pub struct LoraEntry {
     pub alpha: f32,
     /// Learning rate of its own, if it has one.
     pub lr: Option<f32>,
-    /// Shape in files: [r, in], or [r, in, 1, 1] for a convolution.
+    /// Shape in files: [r, in], or [r, in, k, k] for a convolution.
     pub down_shape: Vec<usize>,
     /// Shape in files: [out, r], or [out, r, 1, 1] for a convolution.
     pub up_shape: Vec<usize>,
-    /// Where `down` lies in the flat buffer, row-major [r, in].
+    /// Where `down` lies in the flat buffer, row-major [r, in], or [r, k, k, in] for a convolution.
     pub down: Range<usize>,
     /// Where `up` lies in the flat buffer, row-major [out, r].
     pub up: Range<usize>,
@@ -39,8 +40,8 @@ pub struct LoraEntry {
 impl LoraEntry {
     fn new(layer: &LayerInfo, rank: usize, alpha: f32, lr: Option<f32>) -> Self {
         let (mut down_shape, mut up_shape) = (vec![rank, layer.inputs], vec![layer.outputs, rank]);
-        if layer.kind == LayerKind::Conv1x1 {
-            down_shape.extend([1, 1]);
+        if layer.kind != LayerKind::Linear {
+            down_shape.extend([layer.side(); 2]);
             up_shape.extend([1, 1]);
         }
         Self { path: layer.path.clone(), rank, alpha, lr, down_shape, up_shape, down: 0..0, up: 0..0 }
@@ -61,9 +62,39 @@ impl LoraEntry {
         self.up_shape[0]
     }
 
-    /// r · (in + out).
+    /// Channels the layer reads and writes, and height and width of its kernel.
+    pub(crate) fn size(&self) -> [usize; 3] {
+        [self.inputs(), self.outputs(), self.down_shape.get(2).copied().unwrap_or(1)]
+    }
+
+    /// Numbers in it.
     pub fn parameters(&self) -> usize {
-        self.rank * (self.inputs() + self.outputs())
+        self.down.len() + self.up.len()
+    }
+
+    /// Values of `down` (or what lies as they do, such as gradients) as files have them, [r, in, k, k].
+    pub fn down_to_file(&self, values: &[f32]) -> Vec<f32> {
+        let [inputs, _, side] = self.size();
+        turned(values, [side * side, inputs])
+    }
+
+    /// The inverse of [`down_to_file`](Self::down_to_file).
+    fn down_from_file(&self, values: &[f32]) -> Vec<f32> {
+        let [inputs, _, side] = self.size();
+        turned(values, [inputs, side * side])
+    }
+
+    /// The shape of `down` as its layer reads it.
+    fn down_view(&self) -> Vec<usize> {
+        match self.size() {
+            [inputs, _, 1] => vec![self.rank, inputs],
+            [inputs, _, side] => vec![self.rank, side, side, inputs],
+        }
+    }
+
+    /// Numbers in `down` and in `up`.
+    fn lengths(&self) -> [usize; 2] {
+        [&self.down_shape, &self.up_shape].map(|shape| shape.iter().product())
     }
 }
 
@@ -93,15 +124,16 @@ impl LoraSet {
     ) -> Result<Self> {
         let entries = matches.iter().map(|m| LoraEntry::new(&m.layer, m.rank, m.alpha, m.lr)).collect();
         Self::new(gpu, dtype, entries, |entry, values| {
-            fill(&entry.path, entry.inputs(), &mut values[entry.down.clone()])
+            let fan_in = entry.down.len() / entry.rank;
+            fill(&entry.path, fan_in, &mut values[entry.down.clone()])
         })
     }
 
     /// The LoRAs of a file, for this U-Net.
     ///
     /// # Errors
-    /// [`Error::Lora`] names the modules that are not linear layers or 1×1 convolutions of the U-Net, or are of
-    /// another size; else the GPU is out of memory.
+    /// [`Error::Lora`] names the modules that are not layers of the U-Net, or are of another size; else the GPU is out of
+    /// memory.
     pub fn from_file(gpu: &Gpu, dtype: DType, file: &LoraFile, unet: &Unet) -> Result<Self> {
         let layers = unet.layers();
         let names: BTreeMap<String, &LayerInfo> =
@@ -116,7 +148,7 @@ impl LoraSet {
         }
         Self::new(gpu, dtype, entries, |entry, values| {
             if let Some(module) = file.modules.get(&kohya_name(&entry.path)) {
-                values[entry.down.clone()].copy_from_slice(&module.down);
+                values[entry.down.clone()].copy_from_slice(&entry.down_from_file(&module.down));
                 values[entry.up.clone()].copy_from_slice(&module.up);
             }
         })
@@ -147,7 +179,7 @@ impl LoraSet {
         };
         let read = shadow.as_ref().unwrap_or(&params);
         let view = |entry: &LoraEntry| -> Result<(Tensor, Tensor)> {
-            let down = read.view(entry.down.start, &[entry.rank, entry.inputs()])?;
+            let down = read.view(entry.down.start, &entry.down_view())?;
             let up = read.view(entry.up.start, &[entry.outputs(), entry.rank])?;
             Ok((down, up))
         };
@@ -202,7 +234,7 @@ impl LoraSet {
         let values = self.params.to_f32()?;
         let module = |entry: &LoraEntry| {
             let module = LoraModule {
-                down: values[entry.down.clone()].to_vec(),
+                down: entry.down_to_file(&values[entry.down.clone()]),
                 down_shape: entry.down_shape.clone(),
                 up: values[entry.up.clone()].to_vec(),
                 up_shape: entry.up_shape.clone(),
@@ -243,8 +275,8 @@ fn lay_out(entries: Vec<LoraEntry>) -> (Vec<LoraEntry>, Vec<(Option<f32>, Range<
     for (lr, group) in groups {
         let start = place(0).start;
         for mut entry in group {
-            entry.down = place(entry.rank * entry.inputs());
-            entry.up = place(entry.rank * entry.outputs());
+            let [down, up] = entry.lengths();
+            (entry.down, entry.up) = (place(down), place(up));
             placed.push(entry);
         }
         ranges.push((lr, start..place(0).start));
@@ -252,40 +284,44 @@ fn lay_out(entries: Vec<LoraEntry>) -> (Vec<LoraEntry>, Vec<(Option<f32>, Range<
     (placed, ranges, end)
 }
 
-/// Every module must belong to a layer that can carry a LoRA, and fit it.
+/// Every module must belong to a layer, and fit it.
 fn check_modules(file: &LoraFile, layers: &BTreeMap<String, &LayerInfo>) -> Result<()> {
-    let (mut text, mut convs, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut text, mut unknown) = (Vec::new(), Vec::new());
     for (name, module) in &file.modules {
         match layers.get(name) {
             _ if name.starts_with("lora_te") => text.push(name.clone()),
             None => unknown.push(name.clone()),
-            Some(layer) if !layer.takes_lora() => convs.push(name.clone()),
             Some(layer) => check_shapes(name, module, layer)?,
         }
     }
-    let parts =
-        [(&text, "the text encoder"), (&convs, "3×3 convolutions"), (&unknown, "no layer of this U-Net")];
+    let parts = [(&text, "the text encoder"), (&unknown, "no layer of this U-Net")];
     let list = |(names, of): &(&Vec<String>, &str)| format!("{} of {of} ({})", names.len(), listing(names));
     let bad: Vec<String> = parts.iter().filter(|(names, _)| !names.is_empty()).map(list).collect();
     if bad.is_empty() {
         return Ok(());
     }
     Err(Error::Lora(format!(
-        "Strata applies LoRA to linear layers and 1×1 convolutions of the U-Net, but the file also has modules for others: {}",
+        "Strata applies LoRA to the U-Net, but the file also has modules for others: {}",
         bad.join("; ")
     )))
 }
 
 fn check_shapes(name: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()> {
     let (down, up, rank) = (&module.down_shape[..], &module.up_shape[..], module.rank());
-    let pointwise = |shape: &[usize]| shape[2..].iter().all(|side| *side == 1);
-    if down[1] == layer.inputs && up[0] == layer.outputs && pointwise(down) && pointwise(up) {
+    let side = layer.side();
+    // 1×1 kernels may be there as matrices
+    let kernel = |shape: &[usize], side| match &shape[2..] {
+        [] => side == 1,
+        sides => sides.iter().all(|s| *s == side),
+    };
+    if down[1] == layer.inputs && up[0] == layer.outputs && kernel(down, side) && kernel(up, 1) {
         return Ok(());
     }
+    let wanted = LoraEntry::new(layer, rank, module.alpha, None);
     Err(Error::Lora(format!(
-        "{name} has lora_down {down:?} and lora_up {up:?}, but the layer {} of this U-Net needs [{rank}, {}] and [{}, {rank}]; \
-         the LoRA was made for another model",
-        layer.path, layer.inputs, layer.outputs
+        "{name} has lora_down {down:?} and lora_up {up:?}, but the layer {} of this U-Net needs {:?} and {:?}; the LoRA was \
+         made for another model",
+        layer.path, wanted.down_shape, wanted.up_shape
     )))
 }
 

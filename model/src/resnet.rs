@@ -7,6 +7,7 @@ use crate::layers::{Conv2d, GroupNorm, Layer, Linear};
 use crate::{Cx, Result};
 
 /// conv2(silu(norm2(conv1(silu(norm1 x)) + time_emb_proj(silu temb)))) + shortcut(x). The VAE's has no time embedding.
+#[derive(Clone)]
 pub(crate) struct Resnet<W> {
     path: String,
     norm1: GroupNorm<W>,

@@ -48,13 +48,16 @@ pub struct Match {
 /// * such a path with wildcards: a component `*` stands for one or more components, `**` for none or more; within a
 ///   component `*` stands for any letters and `?` for one. `down_blocks.1.*.attn2.to_k` is every such layer in the block;
 /// * a group: `attn`, `self-attn`, `cross-attn`, `ff`, `proj` (`proj_in`, `proj_out`), `transformer` (all four:
-///   kohya's default), `resnet`, `conv`;
+///   kohya's default), `resnet` (the residual blocks), `conv` (the convolutions of the blocks, 3×3 and 1×1);
 /// * a block as kohya counts them, `kohya:0` to `kohya:24`, or as LBW does, `IN00` to `IN11`, `M00` or `MID`, `OUT00` to
 ///   `OUT11`;
 /// * a level: `high` (the finest resolution), `mid` (between), `low` (the coarser half of the levels, and `mid_block`).
 ///   With four levels and pictures of 512 × 512 pixels: latents of 64 × 64; 32 × 32; 16 × 16 and 8 × 8.
 ///
-/// LoRA goes on linear layers and 1×1 convolutions; of what is selected, 3×3 convolutions are left out.
+/// 3×3 convolutions are only in what asks for them: the groups `resnet` and `conv`, a path that names the layer
+/// (`conv_in`, `**.conv1`), and such a term with others (`up_blocks.1 & conv`). A subtree, a block or a level alone has none,
+/// like kohya's trainers without a `conv_dim`: a 3×3 convolution costs nine times the parameters of a linear layer of its
+/// size. `transformer, resnet, conv` is all that kohya's have with a `conv_dim`.
 #[derive(Debug, Clone)]
 pub struct Selection {
     rules: Vec<Rule>,
@@ -92,7 +95,7 @@ impl Selection {
     /// The layers that get a LoRA, in the order of `layers`, which are all of a U-Net's.
     ///
     /// # Errors
-    /// [`Error::Pattern`] where a rule selects nothing, or only 3×3 convolutions.
+    /// [`Error::Pattern`] where a rule selects nothing, or only 3×3 convolutions that it does not ask for.
     pub fn resolve(&self, layers: &[LayerInfo]) -> Result<Vec<Match>> {
         let blocks = Blocks::new(layers);
         let mut chosen: Vec<Option<usize>> = vec![None; layers.len()];
@@ -123,34 +126,39 @@ fn unions(select: &str) -> impl Iterator<Item = Vec<&str>> {
 fn select(text: &str, layers: &[LayerInfo], blocks: &Blocks) -> Result<Vec<bool>> {
     let mut selected = vec![false; layers.len()];
     for terms in unions(text) {
-        let mut all = vec![true; layers.len()];
+        let (mut all, mut asked) = (vec![true; layers.len()], vec![false; layers.len()]);
         for term in &terms {
-            let hits = Term::parse(term, blocks)?;
-            let hits: Vec<bool> = layers.iter().map(|layer| hits.holds(layer, blocks)).collect();
+            let parsed = Term::parse(term, blocks)?;
+            let hits: Vec<bool> = layers.iter().map(|layer| parsed.holds(layer, blocks)).collect();
             if !hits.contains(&true) {
                 return Err(nearest::no_hit(term, layers, blocks));
             }
             all.iter_mut().zip(hits).for_each(|(all, hit)| *all &= hit);
+            let asks = layers.iter().map(|layer| parsed.asks_for_convolutions(layer, blocks));
+            asked.iter_mut().zip(asks).for_each(|(asked, asks)| *asked |= asks);
         }
         let part = terms.join(" & ");
         let error = |message: &str| Err(Error::Pattern { pattern: part.clone(), message: message.into() });
-        let hits = || layers.iter().zip(&all).filter(|(_, hit)| **hit).map(|(layer, _)| layer);
-        if hits().next().is_none() {
+        let hits = layers.iter().zip(&all).filter(|(_, hit)| **hit).map(|(layer, _)| layer);
+        let Some(first) = hits.min_by_key(|layer| layer.side()) else {
             return error(
                 "each of these terms has layers, but no layer is in all of them; `,` between terms takes the layers of either",
             );
-        }
-        if !hits().any(LayerInfo::takes_lora) {
-            return error(
-                "LoRA on 3×3 convolutions is not supported, and there is nothing else here; linear layers and 1×1 convolutions can have one",
-            );
-        }
-        let takes = layers.iter().map(LayerInfo::takes_lora);
-        selected
-            .iter_mut()
+        };
+        let taken = layers
+            .iter()
             .zip(all)
-            .zip(takes)
-            .for_each(|((selected, hit), takes)| *selected |= hit && takes);
+            .zip(asked)
+            .map(|((layer, hit), asked)| hit && (layer.side() == 1 || asked));
+        let taken: Vec<bool> = taken.collect();
+        if !taken.contains(&true) {
+            return error(&format!(
+                "here are only 3×3 convolutions, which get a LoRA where they are asked for: by the group `conv` or `resnet` \
+                 beside it, or by name, such as `{}`",
+                first.path
+            ));
+        }
+        selected.iter_mut().zip(taken).for_each(|(selected, taken)| *selected |= taken);
     }
     Ok(selected)
 }
@@ -189,6 +197,18 @@ impl<'a> Term<'a> {
             }
         }
     }
+
+    /// Whether the term means a layer even if it is a 3×3 convolution.
+    fn asks_for_convolutions(&self, layer: &LayerInfo, blocks: &Blocks) -> bool {
+        match self {
+            Self::Group(group) => matches!(*group, "resnet" | "conv"),
+            Self::Level(_) | Self::Block(_) => false,
+            Self::Path(pattern) => {
+                let named = |path: &str| glob::names(pattern, &path.split('.').collect::<Vec<_>>());
+                named(&layer.path) || blocks.ldm_path(&layer.path).is_some_and(|path| named(&path))
+            }
+        }
+    }
 }
 
 fn in_group(group: &str, layer: &LayerInfo) -> bool {
@@ -201,7 +221,8 @@ fn in_group(group: &str, layer: &LayerInfo) -> bool {
         "proj" => has("proj_in") || has("proj_out"),
         "transformer" => has("attentions"),
         "resnet" => has("resnets"),
-        "conv" => layer.kind != LayerKind::Linear,
+        // others leave conv_in and conv_out alone
+        "conv" => layer.kind != LayerKind::Linear && layer.path.contains('.'),
         _ => false,
     }
 }

@@ -1,13 +1,13 @@
 """Cuts a pipeline folder of goldens down to what the tests read: trim.py FOLDER...
 
-Drops the results of the LoRAs `kohya_full` and `locon_sel`, whose files are not kept here either.
+Drops the results of the LoRA `kohya_full`, whose file is not kept here either.
 """
 import json
 import struct
 import sys
 from pathlib import Path
 
-DROPPED = ("train.kohya_full.", "train.locon_sel.", "lora.kohya_full.", "lora.locon_sel.")
+DROPPED = ("train.kohya_full.", "lora.kohya_full.")
 
 
 def trim_tensors(path):

@@ -6,7 +6,8 @@ use std::process::Command;
 
 use image::{Rgb, RgbImage};
 use strata_model::{LoraDtype, LoraFile};
-use strata_trainer::Config;
+use strata_tests::{Setup, gpu};
+use strata_trainer::{Config, Resolution, measure};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{golden, put};
@@ -70,6 +71,7 @@ fn wrong_usage_is_exit_code_2() {
         &["fly"],
         &["train"],
         &["train", "a", "--print-config"],
+        &["train", "a", "--json"],
         &["layers"],
         &["devices", "--jsn"],
         &["generate", "m"],
@@ -144,6 +146,50 @@ fn project() -> TempDir {
         ),
     );
     folder
+}
+
+/// What a dry run measures is what a run takes, and nothing is written.
+#[test]
+fn a_dry_run_tells_the_memory_of_a_run() {
+    let gpu = gpu(Setup::Lane);
+    for (resolution, batch, checkpointing, training) in
+        [(64, 2, false, false), (128, 16, false, true), (64, 24, true, true)]
+    {
+        let folder = project();
+        let path = folder.path().join("run.toml");
+        let mut config = Config::load(&path).unwrap();
+        config.dataset.resolution = Resolution { width: resolution, height: resolution };
+        (config.train.steps, config.train.batch_size) = (2, batch);
+        config.train.gradient_checkpointing = checkpointing;
+        let told = measure(&gpu, &config, None).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "something was written");
+
+        gpu.reset_peak();
+        let before = gpu.stats().live_bytes;
+        strata_trainer::run(&gpu, &config, None).unwrap();
+        let took = gpu.stats().peak_bytes - before;
+        let what = format!("{took} bytes at {resolution}, batch {batch}; told {told:?}");
+        assert!(took.abs_diff(told.peak) * 20 <= told.peak, "{what}");
+        assert_eq!(told.weights + told.lora + told.activations > told.preparation, training, "{what}");
+    }
+}
+
+#[test]
+fn a_dry_run_is_printed() {
+    let folder = project();
+    let config = folder.path().join("run.toml");
+    let table = prints(&["train", text(&config), "--dry-run"]);
+    for what in ["weights", "LoRA", "activations", "peak", "MiB"] {
+        assert!(table.contains(what), "{table}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&prints(&["train", text(&config), "--dry-run", "--json"])).unwrap();
+    let number = |key: &str| json[key].as_u64().unwrap();
+    assert!(number("weights") > 0 && number("lora") > 0 && number("activations") > 0, "{json}");
+    let training = number("weights") + number("lora") + number("activations");
+    assert_eq!(number("peak"), training.max(number("preparation")));
+    assert!(number("held") >= number("peak"), "{json}");
+    assert!(!folder.path().join("lora.safetensors").exists());
 }
 
 #[test]

@@ -234,7 +234,7 @@ fn recomputing_gives_the_same_gradient_and_keeps_less() {
                 });
                 y = out;
             }
-            Ok(y)
+            Ok::<_, Error>(y)
         }
     };
     let run = |recompute: bool| {
@@ -243,7 +243,7 @@ fn recomputing_gives_the_same_gradient_and_keeps_less() {
         tape.track(&x);
         let (inner, block) = (x.clone(), block.clone());
         let y = match recompute {
-            true => tape.recompute(&[&x], move |tape| block(tape, &inner)).unwrap(),
+            true => tape.recompute(move |tape| block(tape, &inner)).unwrap(),
             false => block(&tape, &x).unwrap(),
         };
         let kept = gpu.stats().live_bytes - start;

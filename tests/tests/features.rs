@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
 use strata_model::{ClipTokenizer, Cx, Gates, LoraFile, LoraSet, Unet};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
-use strata_trainer::{Config, FeatureConfig, Preservation, Summary, Tags, run};
+use strata_trainer::{Config, FeatureConfig, Preservation, Summary, Tags, measure, run};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{golden, put, refused};
@@ -332,5 +332,24 @@ fn a_feature_that_leaks_is_stopped() {
         for (event, part) in found.iter().zip(["brain.Event:2", "hair_style_a/loss", "hair_style_a/leak"]) {
             assert!(order == "joint" || event.contains(part), "{event}");
         }
+    }
+}
+
+/// What a dry run measures is what both orders take, with all that a feature can have.
+#[test]
+fn a_dry_run_tells_the_memory_of_features() {
+    let folder = pictures();
+    let extra = "[feature.preserve]\n[feature.silence]\nrank = 4\n";
+    for order in ["staged", "joint"] {
+        let mut config = config(folder.path(), order, &format!("memory-{order}"), extra);
+        config.train.batch_size = 12;
+        let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+        let told = measure(&gpu, &config, None).unwrap();
+        gpu.reset_peak();
+        let before = gpu.stats().live_bytes;
+        run(&gpu, &config, None).unwrap();
+        let took = gpu.stats().peak_bytes - before;
+        assert!(took.abs_diff(told.peak) * 20 <= told.peak, "{order} takes {took} bytes; told {told:?}");
+        assert!(told.peak > told.preparation && !told.feature.is_empty(), "{told:?}");
     }
 }

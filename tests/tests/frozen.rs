@@ -83,7 +83,7 @@ fn layers_before_the_first_lora_record_nothing() {
 
     let (lora, grads) = select(&gpu, &mut unet, "up_blocks.3");
     let last = pass(&gpu, &unet, Some((&lora, &grads)));
-    let (lora, grads) = select(&gpu, &mut unet, "transformer, resnet");
+    let (lora, grads) = select(&gpu, &mut unet, "transformer, resnet, conv");
     let all = pass(&gpu, &unet, Some((&lora, &grads)));
 
     for path in ["conv_in", "down_blocks.0.resnets.0", "mid_block", "up_blocks.2"] {

@@ -33,7 +33,7 @@ fn lora(gpu: &Gpu, dtype: DType, unet: &Unet, select: &str, seed: &str) -> LoraS
 }
 
 /// Every layer that can have a LoRA.
-const ALL: &str = "transformer, resnet, time_embedding";
+const ALL: &str = "transformer, resnet, conv, conv_in, conv_out, time_embedding";
 
 fn feature(pipeline: &Pipeline, tag: &str, mode: GateMode, weight: f32) -> Feature {
     let tags = if tag.is_empty() { vec![] } else { vec![Tag::new(&pipeline.tokenizer, tag).unwrap()] };

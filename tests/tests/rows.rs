@@ -3,6 +3,7 @@
 mod attention;
 mod blend;
 mod conv;
+mod conv_lora;
 mod embedding;
 mod image;
 mod linear;

@@ -101,6 +101,9 @@ pub struct TrainConfig {
     pub eps: f64,
     /// Number format of weights and activations; sums, and the LoRA itself, are always f32. Default `f16`.
     pub dtype: Precision,
+    /// Keep only what goes into each residual block of the U-Net for the way back, and run it again there: less memory, more
+    /// time, the same result. Default `false`.
+    pub gradient_checkpointing: bool,
     /// γ of min-SNR weighting: the loss at timestep t counts min(SNR(t), γ) / SNR(t). Default: every t counts 1.
     pub min_snr_gamma: Option<f64>,
     /// Standard deviation of a constant added to each channel of the noise. Default 0.
@@ -200,6 +203,7 @@ impl Default for TrainConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             dtype: Precision::F16,
+            gradient_checkpointing: false,
             min_snr_gamma: None,
             noise_offset: 0.0,
             caption_dropout: 0.0,

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use strata_model::{LoraSet, PredictionType, UnetConfig};
 
 use crate::config::{FeatureConfig, SilenceConfig};
-use crate::{Config, Dataset, Error, LoraRule, Result, Schedule};
+use crate::{Config, Dataset, Error, LoraRule, Result, Schedule, TrainConfig};
 
 /// Metadata of a LoRA after `steps` steps.
 pub(crate) fn metadata(
@@ -63,6 +63,7 @@ pub(crate) fn metadata(
         ("ss_batch_size_per_device", train.batch_size.to_string()),
         ("ss_total_batch_size", train.batch_size.to_string()),
         ("ss_gradient_accumulation_steps", train.gradient_accumulation.to_string()),
+        ("ss_gradient_checkpointing", python_bool(train.gradient_checkpointing)),
         ("ss_mixed_precision", if lora.shadow().is_some() { "fp16" } else { "no" }.to_owned()),
         ("ss_clip_skip", "None".to_owned()),
         ("ss_flip_aug", python_bool(feature.dataset.flip)),
@@ -92,7 +93,8 @@ pub(crate) fn metadata(
 }
 
 /// A hash of all that decides what a feature's file holds: its config, its pictures and captions, the `prompts` it is
-/// preserved on and deaf to, the model's name, and the fingerprints of the features that it stands on. Where files lie does not matter.
+/// preserved on and deaf to, the model's name, and the fingerprints of the features that it stands on. Where files lie
+/// does not matter, nor what changes memory alone.
 pub(crate) fn fingerprint(
     config: &Config,
     feature: &FeatureConfig,
@@ -116,6 +118,7 @@ pub(crate) fn fingerprint(
         feature: vec![nowhere],
         dataset: Default::default(),
         lora: Config::default().lora,
+        train: TrainConfig { gradient_checkpointing: false, ..config.train.clone() },
         ..config.clone()
     };
     let mut hash = Sha256::new();

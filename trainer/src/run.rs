@@ -74,14 +74,8 @@ pub struct Outcome {
 /// # Errors
 /// What the config asks for is impossible, a file cannot be read or written, the training diverges, or the GPU fails.
 pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
-    // Everything that can be wrong without the GPU comes first.
-    config.validate()?;
     let model = &config.model;
-    ModelIndex::open(model)?;
-    let schedule = SchedulerConfig::open(&model.join("scheduler").join("scheduler_config.json"))?;
-    let schedule = NoiseSchedule::new(&schedule)?;
-    check_timesteps(config, &schedule)?;
-    let plans = plan(config, only)?;
+    let (schedule, plans) = begin(config, only)?;
     for plan in &plans {
         make_folder_of(plan.feature.file())?;
     }
@@ -101,6 +95,7 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
         let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
         let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
+        unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
         summary.cut_captions = run.texts.cut();
         let started = Instant::now();
         match config.order {
@@ -111,6 +106,16 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
     }
     summary.combined = combine(config, &plans)?;
     Ok(summary)
+}
+
+/// Everything that can be wrong without the GPU comes first: the model's noise, and what is to be done.
+pub(crate) fn begin(config: &Config, only: Option<&str>) -> Result<(NoiseSchedule, Vec<Plan>)> {
+    config.validate()?;
+    ModelIndex::open(&config.model)?;
+    let schedule = config.model.join("scheduler").join("scheduler_config.json");
+    let schedule = NoiseSchedule::new(&SchedulerConfig::open(&schedule)?)?;
+    check_timesteps(config, &schedule)?;
+    Ok((schedule, plan(config, only)?))
 }
 
 /// What is in GPU and host memory during a run.
@@ -324,7 +329,7 @@ impl<'a> Run<'a> {
 
 impl Outcome {
     fn before(config: &Config, plan: &Plan) -> Self {
-        let numbers = |m: &Match| m.rank * (m.layer.inputs + m.layer.outputs);
+        let numbers = |m: &Match| m.layer.parameters(m.rank);
         Self {
             name: plan.feature.name.clone(),
             files: Vec::new(),

@@ -25,6 +25,7 @@ use crate::{Error, Result};
 pub use bank::{default_bank, read_bank};
 pub use basis::Basis;
 pub use delta::{Delta, deltas};
+pub(crate) use states::PROMPTS_AT_ONCE;
 pub use states::States;
 
 /// The basis of what prompts without the tag say: BOS and `rank` directions of the last states of the CLIP in the

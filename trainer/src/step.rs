@@ -146,7 +146,7 @@ impl Lesson<'_> {
             self.say(caption, own, &mut batch)?;
         }
         if let Some(preserve) = &self.feature.preserve {
-            let count = ((samples.len() as f64 * preserve.share).round() as usize).max(1);
+            let count = preserve.samples(samples.len());
             self.preserve(step, samples, own, count, preserve.weight as f32, &mut batch)?;
         }
         let [tokens, text_channels] = self.texts.shape();

@@ -26,7 +26,8 @@ Examples:
 
 RULE is a path (up_blocks.1, down_blocks.*.attn2.to_k), a group (attn, self-attn, cross-attn, ff, proj, transformer,
 resnet, conv), a block (IN04, M00, OUT08, kohya:16) or a level (low, mid, high). `A B` is what is in both, `A,B` what
-is in either. A later rule overrides an earlier one on the same layer, and may have a rank of its own after a colon.")]
+is in either. 3x3 convolutions are hit by resnet, conv and their own names alone; `OUT08 conv` is those of a block. A later
+rule overrides an earlier one on the same layer, and may have a rank of its own after a colon.")]
 pub struct Layers {
     /// Folder of a Stable Diffusion model in diffusers layout, or of its U-Net
     model: PathBuf,
@@ -142,7 +143,7 @@ fn unit_path(path: &str) -> &str {
 }
 
 fn parameters(m: &Match) -> usize {
-    m.rank * (m.layer.inputs + m.layer.outputs)
+    m.layer.parameters(m.rank)
 }
 
 fn kind(kind: LayerKind) -> &'static str {

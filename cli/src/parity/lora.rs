@@ -16,10 +16,11 @@ struct Case {
     moments: bool,
 }
 
-const CASES: [Case; 3] = [
+const CASES: [Case; 4] = [
     Case { name: "attn_all", forward: true, moments: false },
     Case { name: "attn_sel", forward: true, moments: true },
     Case { name: "attn_sel_zero", forward: false, moments: false },
+    Case { name: "locon_sel", forward: true, moments: false },
 ];
 
 /// `lora.NAME.*` and `train.NAME.*` of the LoRAs that Strata can have, and the training batches themselves.
@@ -152,8 +153,8 @@ fn batch(c: &Checker, step: usize) -> Result<Batch> {
 /// Compares a flat buffer with one golden per matrix.
 fn each(c: &mut Checker, lora: &LoraSet, prefix: &str, flat: &[f32], tolerance: f64) {
     for entry in lora.entries() {
-        for (name, range) in matrices(prefix, entry) {
-            c.close(&name, &flat[range], tolerance);
+        for (name, values) in matrices(prefix, entry, flat) {
+            c.close(&name, &values, tolerance);
         }
     }
 }
@@ -162,10 +163,10 @@ fn each(c: &mut Checker, lora: &LoraSet, prefix: &str, flat: &[f32], tolerance: 
 fn gradients(c: &mut Checker, lora: &LoraSet, prefix: &str, grads: &[f32]) {
     each(c, lora, prefix, grads, c.tolerances.matrix);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for (name, range) in lora.entries().iter().flat_map(|entry| matrices(prefix, entry)) {
+    for (name, values) in lora.entries().iter().flat_map(|entry| matrices(prefix, entry, grads)) {
         // one that is absent, or of another size, has been noticed already
         if let Ok(golden) = c.goldens.get(&name) {
-            ours.extend(&grads[range]);
+            ours.extend(values);
             theirs.extend(&golden.values);
         }
     }
@@ -173,10 +174,11 @@ fn gradients(c: &mut Checker, lora: &LoraSet, prefix: &str, grads: &[f32]) {
     c.summary(&format!("{prefix} (all)"), error, c.tolerances.gradient, "all matrices together");
 }
 
-/// The goldens of `down` and `up` of a layer, and where the two lie in the flat buffer.
-fn matrices(prefix: &str, entry: &LoraEntry) -> [(String, std::ops::Range<usize>); 2] {
+/// The goldens of `down` and `up` of a layer, and the part of a flat buffer that each is compared with.
+fn matrices(prefix: &str, entry: &LoraEntry, flat: &[f32]) -> [(String, Vec<f32>); 2] {
     let name = |half: &str| format!("{prefix}.unet.{}.lora_{half}.weight", entry.path);
-    [(name("A"), entry.down.clone()), (name("B"), entry.up.clone())]
+    let (down, up) = (&flat[entry.down.clone()], &flat[entry.up.clone()]);
+    [(name("A"), entry.down_to_file(down)), (name("B"), up.to_vec())]
 }
 
 /// Compares what the steps changed with what PyTorch's changed: every matrix, and all of them together.
@@ -185,13 +187,13 @@ fn updates(c: &mut Checker, lora: &LoraSet, prefix: &str, before: &[f32]) -> Res
     let change = |new: &[f32], old: &[f32]| new.iter().zip(old).map(|(n, o)| n - o).collect::<Vec<f32>>();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for entry in lora.entries() {
-        for (name, range) in matrices(prefix, entry) {
-            let old = &before[range.clone()];
-            let mine = change(&after[range], old);
+        let pairs = matrices(prefix, entry, &after).into_iter().zip(matrices(prefix, entry, before));
+        for ((name, new), (_, old)) in pairs {
+            let mine = change(&new, &old);
             let (ours, theirs) = (&mut ours, &mut theirs);
             c.measured(&name, c.tolerances.worst_update, "of the change", move |golden| {
                 ensure!(golden.values.len() == old.len(), "{:?} for {} values", golden.shape, old.len());
-                let torch = change(&golden.values, old);
+                let torch = change(&golden.values, &old);
                 let error = relative_l2(&mine, &torch);
                 ours.extend(mine);
                 theirs.extend(torch);

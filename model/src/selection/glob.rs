@@ -3,13 +3,24 @@
 /// Whether `pattern` names `path` or a module around it. A component `*` of the pattern stands for one or more
 /// components, `**` for none or more; within a component `*` stands for any letters and `?` for one.
 pub fn contains(pattern: &[&str], path: &[&str]) -> bool {
-    let Some((first, rest)) = pattern.split_first() else { return true };
+    fits(pattern, path, false)
+}
+
+/// Whether `pattern` names `path` itself, and does so by more than a wildcard in its last component.
+pub fn names(pattern: &[&str], path: &[&str]) -> bool {
+    !matches!(pattern.last(), Some(&("*" | "**"))) && fits(pattern, path, true)
+}
+
+/// Whether the pattern fits all of the path, or unless `whole` its beginning.
+fn fits(pattern: &[&str], path: &[&str], whole: bool) -> bool {
+    let Some((first, rest)) = pattern.split_first() else { return !whole || path.is_empty() };
+    let mut after = (0..=path.len()).map(|skipped| fits(rest, &path[skipped..], whole));
     match *first {
-        "**" => (0..=path.len()).any(|skipped| contains(rest, &path[skipped..])),
-        "*" => (1..=path.len()).any(|skipped| contains(rest, &path[skipped..])),
-        part => path
-            .split_first()
-            .is_some_and(|(name, path)| component(part.as_bytes(), name.as_bytes()) && contains(rest, path)),
+        "**" => after.any(|fits| fits),
+        "*" => after.skip(1).any(|fits| fits),
+        part => path.split_first().is_some_and(|(name, path)| {
+            component(part.as_bytes(), name.as_bytes()) && fits(rest, path, whole)
+        }),
     }
 }
 
@@ -24,7 +35,7 @@ fn component(pattern: &[u8], name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::contains;
+    use super::{contains, names};
 
     #[test]
     fn wildcards() {
@@ -53,6 +64,18 @@ mod tests {
             "down_blocks.??",
         ] {
             assert!(!holds(pattern), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn names_of_the_layer_itself() {
+        let path = ["up_blocks", "1", "resnets", "0", "conv1"];
+        let named = |pattern: &str| names(&pattern.split('.').collect::<Vec<_>>(), &path);
+        for pattern in ["up_blocks.1.resnets.0.conv1", "**.conv1", "*.conv?", "up_blocks.*.c*1"] {
+            assert!(named(pattern), "{pattern}");
+        }
+        for pattern in ["up_blocks.1", "up_blocks.1.*", "**", "*.resnets.0", "conv1", "*.conv2"] {
+            assert!(!named(pattern), "{pattern}");
         }
     }
 }

@@ -35,7 +35,7 @@ fn message(select: &str, layers: &[LayerInfo]) -> String {
 
 /// Parameters of a LoRA of rank 1.
 fn parameters(select: &str, layers: &[LayerInfo]) -> usize {
-    matches(&[rule(select)], layers).unwrap().iter().map(|m| m.layer.inputs + m.layer.outputs).sum()
+    matches(&[rule(select)], layers).unwrap().iter().map(|m| m.layer.parameters(1)).sum()
 }
 
 #[test]
@@ -48,7 +48,8 @@ fn full_size_models() {
     );
     assert_eq!((layers.len(), weights), (282, 865_910_724));
     assert_eq!(hits("transformer", &layers).len(), 192);
-    assert_eq!(hits("conv", &layers).len(), 14);
+    assert_eq!(hits("conv", &layers).len(), 14 + 50);
+    assert_eq!(hits("transformer, resnet, conv", &layers).len(), 278);
 }
 
 #[test]
@@ -62,8 +63,10 @@ fn groups_are_the_ones_others_train() {
         ("cross-attn", 64),
         ("ff", 32),
         ("proj", 32),
-        ("resnet", 36),
-        ("conv", 46),
+        ("resnet", 36 + 44),
+        ("conv", 46 + 50),
+        // kohya's with a conv_dim
+        ("transformer, resnet, conv", 278),
         ("transformer & high", 60),
         ("transformer mid", 60),
         ("transformer low", 72),
@@ -72,7 +75,8 @@ fn groups_are_the_ones_others_train() {
         assert_eq!(hits(select, &layers).len(), count, "{select}");
     }
     assert_eq!(parameters("transformer", &layers), 423_936);
-    assert_eq!(parameters("resnet", &layers), 82_880);
+    assert_eq!(parameters("**.time_emb_proj, **.conv_shortcut", &layers), 82_880);
+    assert_eq!(parameters("transformer, resnet, conv", &layers), 1_050_816);
     assert_eq!(parameters("*.attn2.to_k, *.attn2.to_v", &layers), 49_536);
 }
 
@@ -127,6 +131,38 @@ fn terms_narrow_and_widen() {
     assert_eq!(hits("time_embedding", &layers).len(), 2);
 }
 
+/// A 3×3 convolution is in what names it, and in no subtree, block or level.
+#[test]
+fn convolutions_are_asked_for() {
+    let layers = sd15();
+    let convs = |select: &str| {
+        let matches = matches(&[rule(select)], &layers).unwrap();
+        matches.iter().filter(|m| m.layer.kind == LayerKind::Conv3x3).count()
+    };
+    for (select, count) in [
+        ("up_blocks.1", 0),
+        ("up_blocks.1.*", 0),
+        ("**", 0),
+        ("OUT03", 0),
+        ("high", 0),
+        ("output_blocks.2", 0),
+        ("up_blocks.1 & conv", 7),
+        ("up_blocks.1 resnet", 6),
+        ("OUT05 conv", 3),
+        ("IN03 conv", 1),
+        ("mid & conv", 5 + 7),
+        ("conv_in", 1),
+        ("**.conv1", 22),
+        ("output_blocks.2.1.conv", 1),
+        ("*.downsamplers.0.conv, conv_out", 4),
+        ("up_blocks.1, mid_block conv", 4),
+    ] {
+        assert_eq!(convs(select), count, "{select}");
+    }
+    assert_eq!(parameters("OUT05 conv, OUT05 resnet, OUT05 transformer", &layers), 92_416);
+    assert_eq!(parameters("MID conv, MID", &layers), 98_816);
+}
+
 #[test]
 fn a_later_rule_overrides() {
     let layers = sd15();
@@ -150,9 +186,9 @@ fn mistakes_are_explained() {
         ("attn2.to_k", "`**.attn2.to_k`"),
         ("attn, nothing.here", "`nothing.here`"),
         ("IN04 & OUT04", "no layer is in all of them"),
-        ("conv_in", "3×3 convolutions is not supported"),
-        ("kohya:0", "3×3 convolutions is not supported"),
-        ("IN03", "3×3 convolutions is not supported"),
+        ("kohya:0", "by name, such as `conv_in`"),
+        ("IN03", "only 3×3 convolutions"),
+        ("down_blocks.0.downsamplers", "such as `down_blocks.0.downsamplers.0.conv`"),
         ("kohya:25", "kohya:0 to kohya:24"),
         ("IN12", "IN00 to IN11"),
         ("BASE", "text encoder"),

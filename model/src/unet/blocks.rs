@@ -17,6 +17,8 @@ pub(super) struct Conditions<'a> {
     pub silu_temb: &'a Tensor,
     /// Text states, [B, T, Cc].
     pub context: &'a Tensor,
+    /// Whether a unit keeps its inputs alone, and runs again on the way back.
+    pub checkpointing: bool,
 }
 
 pub(super) fn resnet_args(config: &UnetConfig) -> ResnetArgs {
@@ -24,6 +26,7 @@ pub(super) fn resnet_args(config: &UnetConfig) -> ResnetArgs {
 }
 
 /// A residual block, and attention where the level has any.
+#[derive(Clone)]
 struct Unit<W> {
     resnet: Resnet<W>,
     attention: Option<Transformer<W>>,
@@ -56,8 +59,30 @@ impl<W> Unit<W> {
 }
 
 impl Unit<Tensor> {
-    fn forward(&self, cx: &Cx<'_>, x: &Tensor, given: Conditions<'_>) -> Result<Tensor> {
-        let x = self.resnet.forward(cx, x, Some(given.silu_temb))?;
+    /// Of x, beside which the channels of a skip tensor are put.
+    fn forward(
+        &self,
+        cx: &Cx<'_>,
+        x: &Tensor,
+        skip: Option<&Tensor>,
+        given: Conditions<'_>,
+    ) -> Result<Tensor> {
+        if !given.checkpointing {
+            return self.run(cx, x, skip, given);
+        }
+        // handles of weights, gates and inputs, not copies
+        let (unit, gates, x, skip) = (self.clone(), cx.gates.clone(), x.clone(), skip.cloned());
+        let (silu_temb, context) = (given.silu_temb.clone(), given.context.clone());
+        cx.tape.recompute(move |tape| {
+            let cx = Cx { tape, gates: &gates, taps: None };
+            let given = Conditions { silu_temb: &silu_temb, context: &context, checkpointing: true };
+            unit.run(&cx, &x, skip.as_ref(), given)
+        })
+    }
+
+    fn run(&self, cx: &Cx<'_>, x: &Tensor, skip: Option<&Tensor>, given: Conditions<'_>) -> Result<Tensor> {
+        let x = skip.map_or(Ok(x.clone()), |skip| concat(cx.tape, x, skip))?;
+        let x = self.resnet.forward(cx, &x, Some(given.silu_temb))?;
         match &self.attention {
             Some(attention) => attention.forward(cx, &x, given.context),
             None => Ok(x),
@@ -107,7 +132,7 @@ impl DownBlock<Tensor> {
     ) -> Result<Tensor> {
         let (mut x, first) = (x.clone(), skips.len());
         for unit in &self.units {
-            x = unit.forward(cx, &x, given)?;
+            x = unit.forward(cx, &x, None, given)?;
             skips.push(x.clone());
         }
         if let Some(conv) = &self.downsampler {
@@ -127,8 +152,7 @@ impl DownBlock<Tensor> {
 
 /// A residual block, attention, a residual block.
 pub(super) struct MidBlock<W> {
-    unit: Unit<W>,
-    resnet: Resnet<W>,
+    units: [Unit<W>; 2],
 }
 
 impl<W> MidBlock<W> {
@@ -136,21 +160,22 @@ impl<W> MidBlock<W> {
         let level = config.block_out_channels.len() - 1;
         let channels = config.block_out_channels[level];
         let heads = Some(config.heads[level]);
-        let unit = Unit::build(b, "mid_block", 0, [channels; 2], heads, config)?;
-        let resnet = Resnet::build(b, "mid_block.resnets.1".into(), channels, channels, resnet_args(config))?;
-        Ok(Self { unit, resnet })
+        let unit = |(j, heads)| Unit::build(b, "mid_block", j, [channels; 2], heads, config);
+        let [first, second] = [(0, heads), (1, None)].map(unit);
+        Ok(Self { units: [first?, second?] })
     }
 
     pub fn visit(&mut self, f: &mut dyn FnMut(Layer<'_, W>)) {
-        self.unit.visit(f);
-        self.resnet.visit(f);
+        self.units.iter_mut().for_each(|unit| unit.visit(f));
     }
 }
 
 impl MidBlock<Tensor> {
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, given: Conditions<'_>) -> Result<Tensor> {
-        let x = self.unit.forward(cx, x, given)?;
-        let x = self.resnet.forward(cx, &x, Some(given.silu_temb))?;
+        let mut x = x.clone();
+        for unit in &self.units {
+            x = unit.forward(cx, &x, None, given)?;
+        }
         cx.tap("mid_block", &x);
         Ok(x)
     }
@@ -205,7 +230,7 @@ impl UpBlock<Tensor> {
         for unit in &self.units {
             // the constructors of down and up blocks see to it that there is one
             let Some(skip) = skips.pop() else { break };
-            x = unit.forward(cx, &concat(cx.tape, &x, &skip)?, given)?;
+            x = unit.forward(cx, &x, Some(&skip), given)?;
         }
         if let (Some(conv), Some(next)) = (&self.upsampler, skips.last()) {
             let large = upsample_nearest(cx.tape, &x, next.shape()[1], next.shape()[2])?;

@@ -14,6 +14,7 @@ const NORM_EPS: f64 = 1e-6;
 const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// x + proj_out(block(proj_in(norm x))), with all places of an image as tokens.
+#[derive(Clone)]
 pub(super) struct Transformer<W> {
     path: String,
     norm: GroupNorm<W>,
@@ -23,6 +24,7 @@ pub(super) struct Transformer<W> {
 }
 
 /// h + attn1(norm1 h), then + attn2(norm2 h, context), then + ff(norm3 h).
+#[derive(Clone)]
 struct Block<W> {
     path: String,
     norm1: LayerNorm<W>,
@@ -34,6 +36,7 @@ struct Block<W> {
 }
 
 /// to_out(softmax(q kᵀ / √d) v), q of x, k and v of the context; in self-attention the context is x.
+#[derive(Clone)]
 struct Attention<W> {
     path: String,
     heads: usize,
@@ -44,6 +47,7 @@ struct Attention<W> {
 }
 
 /// out(a · gelu(g)), where (a, g) are the halves of proj(x).
+#[derive(Clone)]
 struct FeedForward<W> {
     path: String,
     proj: Linear<W>,

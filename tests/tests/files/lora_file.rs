@@ -4,12 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use strata_model::{LoraDtype, LoraFile, LoraModule, TensorFile, kohya_name};
+use strata_engine::DType;
+use strata_model::{LoraDtype, LoraFile, LoraModule, LoraSet, TensorFile, Unet, kohya_name};
+use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
 use crate::support::{Entry, MODELS, f32s, golden, golden_json, put, refused, safetensors};
 
-const NAMES: [&str; 3] = ["attn_all", "attn_sel", "attn_sel_zero"];
+const NAMES: [&str; 4] = ["attn_all", "attn_sel", "attn_sel_zero", "locon_sel"];
 
 fn module(rank: usize) -> LoraModule {
     let numbers = |count: usize| (0..count).map(|i| (i as f32 - 3.0) / 7.0).collect::<Vec<_>>();
@@ -63,7 +65,9 @@ fn what_is_written_reads_back_and_writes_the_same_bytes() {
     let [first, second] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
     let mut written = vec![file(LoraDtype::F32, &[("lora_unet_x", module(2)), ("lora_unet_y", module(3))])];
     for model in MODELS {
-        written.push(LoraFile::read(&golden(model, "lora/attn_sel_kohya.safetensors")).unwrap());
+        for name in ["attn_sel", "locon_sel"] {
+            written.push(LoraFile::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap());
+        }
     }
     for mut lora in written {
         for dtype in [LoraDtype::F32, LoraDtype::F16] {
@@ -82,6 +86,52 @@ fn what_is_written_reads_back_and_writes_the_same_bytes() {
             }
         }
     }
+}
+
+/// Kernels are turned on their way to the GPU, and turned back.
+#[test]
+fn a_file_comes_back_from_the_gpu_as_it_was() {
+    let (gpu, folder) = (gpu(Setup::Lane), tempdir().unwrap());
+    let path = folder.path().join("x.safetensors");
+    for model in MODELS {
+        let unet = Unet::open(&gpu, &golden(model, "unet"), DType::F32).unwrap();
+        for name in NAMES {
+            let file = LoraFile::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap();
+            file.write(&path).unwrap();
+            let before = fs::read(&path).unwrap();
+            let set = LoraSet::from_file(&gpu, DType::F32, &file, &unet).unwrap();
+            let numbers: usize = set.entries().iter().map(|entry| entry.parameters()).sum();
+            let values = |module: &LoraModule| module.down.len() + module.up.len();
+            assert_eq!(numbers, file.modules.values().map(values).sum::<usize>());
+            let back = set.to_file(file.dtype, file.metadata.clone()).unwrap();
+            back.write(&path).unwrap();
+            assert!(fs::read(&path).unwrap() == before, "{model} {name}");
+        }
+    }
+}
+
+/// A module of another kernel, or of no layer, is named.
+#[test]
+fn modules_that_do_not_fit_are_refused() {
+    let gpu = gpu(Setup::Lane);
+    let unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
+    let good = LoraFile::read(&golden("sd15-tiny", "lora/locon_sel_kohya.safetensors")).unwrap();
+    let conv = "lora_unet_down_blocks_1_resnets_0_conv1";
+    let change = |name: &str, change: &dyn Fn(&mut LoraModule)| {
+        let mut file = good.clone();
+        let mut module = file.modules.remove(conv).unwrap();
+        change(&mut module);
+        file.modules.insert(name.into(), module);
+        LoraSet::from_file(&gpu, DType::F32, &file, &unet).map(|_| ())
+    };
+    change(conv, &|_| ()).unwrap();
+    let flat = |module: &mut LoraModule| {
+        module.down_shape.truncate(2);
+        module.down.truncate(module.down_shape.iter().product());
+    };
+    refused(change(conv, &flat), &[conv, "3, 3]", "another model"]);
+    refused(change("lora_unet_conv3", &|_| ()), &["lora_unet_conv3", "no layer"]);
+    refused(change("lora_te_text_model_x", &|_| ()), &["lora_te_text_model_x", "text encoder"]);
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use strata_engine::{DType, Gpu, Tape};
-use strata_model::{Cx, Gates, Pipeline, Region, RowGates, Rows, Taps, Unet};
+use strata_engine::{DType, Gpu, Tape, Tensor};
+use strata_kernels::Padding;
+use strata_model::{Conv2d, Cx, Gates, Layer, Pipeline, Region, RowGates, Rows, Taps, Unet};
 use strata_tests::{Setup, gpu};
 
-use super::{ALL, LEFT, SIDE, each_linear, lora, output, pipeline, tensor};
+use super::{ALL, LEFT, SIDE, lora, output, pipeline, tensor};
 use crate::support::golden;
 
 const RIGHT: Region = Region::Box([0.5, 0.0, 1.0, 1.0]);
@@ -15,7 +16,18 @@ const RIGHT: Region = Region::Box([0.5, 0.0, 1.0, 1.0]);
 fn level(path: &str) -> usize {
     let number = |block: &str| path.strip_prefix(block).map(|rest| rest[1..2].parse::<usize>().unwrap());
     let down = number("down_blocks");
-    down.or_else(|| number("up_blocks").map(|i| 3 - i)).unwrap_or(3)
+    let ends = path.starts_with("conv_").then_some(0);
+    down.or_else(|| number("up_blocks").map(|i| 3 - i)).or(ends).unwrap_or(3)
+}
+
+fn convolved(layer: &Conv2d, gates: &Gates, x: &Tensor) -> Vec<f32> {
+    let tape = Tape::off();
+    let cx = Cx { gates, ..Cx::new(&tape) };
+    let y = match layer.path.contains("downsamplers") {
+        true => layer.halve(&cx, x, Padding::Same),
+        false => layer.forward(&cx, x, x.dtype()),
+    };
+    y.unwrap().to_f32().unwrap()
 }
 
 /// Outside its region a feature adds nothing to any layer, at any level, and inside all that it ever does.
@@ -31,26 +43,35 @@ fn a_region_keeps_layers_on_places_to_it() {
             let places = Some(region.places([16, 16]).unwrap());
             let gates = Gates::rows(vec![RowGates { samples: vec![0.0, 1.0], text: None, places }]);
             let mut seen = BTreeMap::new();
-            each_linear(&mut pipeline.unet, |layer| {
-                if layer.rows != Rows::Place {
+            pipeline.unet.visit_layers(&mut |layer| {
+                if Rows::of(layer.path()) != Rows::Place {
                     return;
                 }
-                let level = level(&layer.path);
-                let side = 16 >> level;
+                let info = layer.info();
+                let level = level(&info.path);
+                // samplers write the next level: one after the picture has grown, the other makes it smaller
+                let grown = usize::from(info.path.contains("upsamplers"));
+                let shrinks = usize::from(info.path.contains("downsamplers"));
+                let (side, from) = (16 >> (level - grown + shrinks), 16 >> (level - grown));
                 *seen.entry(level).or_insert(0) += 1;
-                let x = tensor(&gpu, &layer.path, &[2, side, side, layer.inputs], dtype);
-                let base = output(layer, &Gates::scalars(&[0.0]), &x);
-                let always = output(layer, &Gates::scalars(&[1.0]), &x);
-                let gated = output(layer, &gates, &x);
+                let x = tensor(&gpu, &info.path, &[2, from, from, info.inputs], dtype);
+                let run = |gates: &Gates| match &layer {
+                    Layer::Linear(layer) => output(layer, gates, &x),
+                    Layer::Conv(layer) => convolved(layer, gates, &x),
+                };
+                let base = run(&Gates::scalars(&[0.0]));
+                let always = run(&Gates::scalars(&[1.0]));
+                let gated = run(&gates);
+                assert_eq!(gated.len(), 2 * side * side * info.outputs, "{}", info.path);
                 for row in 0..2 * side * side {
-                    let part = row * layer.outputs..(row + 1) * layer.outputs;
+                    let part = row * info.outputs..(row + 1) * info.outputs;
                     assert!(base[part.clone()] != always[part.clone()]);
                     let inside = row >= side * side && row % side < side / 2;
                     let expected = if inside { &always } else { &base };
-                    assert!(gated[part.clone()] == expected[part], "{} row {row}", layer.path);
+                    assert!(gated[part.clone()] == expected[part], "{} row {row}", info.path);
                 }
             });
-            assert!(seen.len() == 4 && seen.values().all(|count| *count >= 8), "{seen:?}");
+            assert!(seen.len() == 4 && seen.values().all(|count| *count >= 12), "{seen:?}");
         }
     }
 }

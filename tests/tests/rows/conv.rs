@@ -48,12 +48,12 @@ fn row(case: Case) -> Row {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
         let out = stream.then_some(DType::F32);
-        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual, out })
+        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual, out, loras: &[] })
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
-        reference::conv2d(&v[0], &v[1], bias, residual, &shape)
+        reference::conv2d(&v[0], &v[1], bias, residual, &[], &shape)
     })
 }
 

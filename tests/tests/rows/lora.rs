@@ -7,17 +7,47 @@ use strata_tests::{Random, Row, Setup, gpu};
 use super::hold;
 
 #[derive(Clone, Copy)]
-enum GateKind {
+pub(super) enum GateKind {
     Scalar(f32),
     /// So many gates, of which one is 0.
     Rows(usize),
 }
 
 #[derive(Clone, Copy)]
-struct Branch {
-    rank: usize,
-    scale: f32,
-    gate: GateKind,
+pub(super) struct Branch {
+    pub rank: usize,
+    pub scale: f32,
+    pub gate: GateKind,
+}
+
+/// `down`, `up`, and scale · gate by row.
+type Factors<'a> = (&'a [f64], &'a [f64], Box<dyn Fn(usize) -> f64 + 'a>);
+
+impl Branch {
+    /// The branch of the tensors that come next: down, up, and gates where there are any.
+    pub fn lora<'a>(&self, rest: &mut impl Iterator<Item = &'a Tensor>) -> Lora<'a> {
+        let mut next = || rest.next().expect("a row has inputs for each branch");
+        let (down, up) = (next(), next());
+        let gate = match self.gate {
+            GateKind::Scalar(factor) => Gate::Scalar(factor),
+            GateKind::Rows(_) => Gate::Rows(next()),
+        };
+        Lora { down, up, scale: self.scale, gate }
+    }
+
+    /// The same of values, for `m` rows; none where the branch is off: not even NaN in its factors comes through.
+    pub fn factors<'a>(&self, rest: &mut impl Iterator<Item = &'a [f64]>, m: usize) -> Option<Factors<'a>> {
+        let mut next = || rest.next().expect("a row has inputs for each branch");
+        let (down, up, scale) = (next(), next(), f64::from(self.scale));
+        match self.gate {
+            GateKind::Scalar(0.0) => None,
+            GateKind::Scalar(factor) => Some((down, up, Box::new(move |_| scale * f64::from(factor)))),
+            GateKind::Rows(count) => {
+                let gates = next();
+                Some((down, up, Box::new(move |i| scale * gates[i / (m / count)])))
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -69,15 +99,7 @@ fn row(
     row.run(move |tape, t| {
         let mut rest = t[3..].iter();
         let residual = if residual { rest.next() } else { None };
-        let mut loras = Vec::new();
-        for Branch { scale, gate, .. } in branches {
-            let (down, up) = (rest.next().expect("one per branch"), rest.next().expect("one per branch"));
-            let gate = match gate {
-                GateKind::Scalar(factor) => Gate::Scalar(*factor),
-                GateKind::Rows(_) => Gate::Rows(rest.next().expect("one per branch")),
-            };
-            loras.push(Lora { down, up, scale: *scale, gate });
-        }
+        let loras: Vec<Lora<'_>> = branches.iter().map(|branch| branch.lora(&mut rest)).collect();
         linear(
             tape,
             &t[0],
@@ -94,23 +116,9 @@ fn row(
     .reference(move |v| {
         let mut rest = v[3..].iter().map(Vec::as_slice);
         let residual = if residual { rest.next() } else { None };
-        let mut factors = Vec::new();
-        for Branch { scale, gate, .. } in branches {
-            let (down, up) = (rest.next().expect("one per branch"), rest.next().expect("one per branch"));
-            let gates: Vec<f64> = match gate {
-                // off: not even NaN in its factors comes through
-                GateKind::Scalar(0.0) => continue,
-                GateKind::Scalar(factor) => vec![f64::from(*factor); m],
-                GateKind::Rows(count) => {
-                    let gates = rest.next().expect("one per branch");
-                    (0..m).map(|i| gates[i / (m / count)]).collect()
-                }
-            };
-            factors.push((down, up, move |i: usize| f64::from(*scale) * gates[i]));
-        }
-        type Factors<'a> = (&'a [f64], &'a [f64], &'a dyn Fn(usize) -> f64);
-        let loras: Vec<Factors<'_>> =
-            factors.iter().map(|(down, up, scale)| (*down, *up, scale as &dyn Fn(usize) -> f64)).collect();
+        let factors: Vec<_> = branches.iter().filter_map(|branch| branch.factors(&mut rest, m)).collect();
+        let loras: Vec<reference::LoraFactors<'_>> =
+            factors.iter().map(|(down, up, scale)| (*down, *up, scale.as_ref())).collect();
         reference::linear(&v[0], &v[1], Some(&v[2]), residual, act, &loras, [m, n, k])
     })
 }

@@ -66,7 +66,7 @@ fn pass(gpu: &Gpu, dtype: DType, track_x: bool, recompute: bool) -> Left {
     for _ in 0..2 {
         let (block, input) = (block.clone(), y.clone());
         y = match recompute {
-            true => tape.recompute(&[&y], move |tape| block.forward(tape, &input)).unwrap(),
+            true => tape.recompute(move |tape| block.forward(tape, &input)).unwrap(),
             false => block.forward(&tape, &y).unwrap(),
         };
     }

@@ -132,6 +132,13 @@ impl Default for PreserveConfig {
     }
 }
 
+impl PreserveConfig {
+    /// How many samples are preserved beside so many that are learned from.
+    pub(crate) fn samples(&self, learned: usize) -> usize {
+        ((learned as f64 * self.share).round() as usize).max(1)
+    }
+}
+
 impl SilenceConfig {
     /// The file of prompts, where it is not Strata's own bank.
     pub fn bank_file(&self) -> Option<&Path> {

@@ -177,6 +177,7 @@ impl TrainConfig {
             betas: [beta1, beta2],
             eps,
             dtype,
+            gradient_checkpointing,
             min_snr_gamma,
             noise_offset,
             caption_dropout,
@@ -203,6 +204,12 @@ impl TrainConfig {
         line(t, "betas", format!("[{beta1:?}, {beta2:?}]"), "AdamW");
         line(t, "eps", number(eps), "AdamW");
         line(t, "dtype", precision(*dtype), "of weights and activations: \"f16\" or \"f32\"");
+        line(
+            t,
+            "gradient_checkpointing",
+            number(gradient_checkpointing),
+            "less memory, the same result; costs a second forward pass",
+        );
         let gamma = min_snr_gamma.as_ref().map(number);
         optional(
             t,

@@ -11,7 +11,7 @@ use crate::run::bar;
 use crate::{Error, Result};
 
 /// Prompts that go through CLIP at once.
-const BATCH: usize = 8;
+pub(crate) const PROMPTS_AT_ONCE: usize = 8;
 
 /// What is kept of the text states of prompts: the state of BOS, and the sum of x xᵀ over all others. The states are
 /// those that cross-attention sees: all positions, padding among them.
@@ -48,7 +48,7 @@ impl States {
             second: DMatrix::zeros(channels, channels),
         };
         let progress = bar(prompts.len() as u64, "prompts");
-        for batch in prompts.chunks(BATCH) {
+        for batch in prompts.chunks(PROMPTS_AT_ONCE) {
             let ids = batch.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
             let ids = Tensor::from_u32(gpu, &ids.concat(), &[batch.len(), tokens])?;
             let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;

@@ -1,0 +1,96 @@
+//! Gradient checkpointing changes memory and nothing else.
+
+use strata_engine::{DType, Gpu, Tensor};
+use strata_kernels::{mse, tape};
+use strata_model::{Cx, Gates, LoraSet, RowGates, Rule, Selection, Unet};
+use strata_tests::{Random, Setup, gpu, skipped};
+
+use crate::support::golden;
+
+/// A LoRA of random numbers on the layers that a pattern selects, and a place for its gradients.
+fn attach(gpu: &Gpu, dtype: DType, unet: &mut Unet, select: &str) -> (LoraSet, Tensor) {
+    let rule = Rule { select: select.into(), rank: 3, alpha: 3.0, lr: None };
+    let matches = Selection::new(&[rule]).unwrap().resolve(unet.layers()).unwrap();
+    let set = LoraSet::init(gpu, dtype, &matches, |_, _, _| ()).unwrap();
+    let values: Vec<f32> = Random::new("lora").normal(set.params().len()).iter().map(|v| 0.1 * v).collect();
+    set.params().write(&values).unwrap();
+    set.shadow().iter().for_each(|shadow| shadow.write(&values).unwrap());
+    unet.detach_all();
+    unet.attach(&set).unwrap();
+    let grads = Tensor::zeros(gpu, set.params().shape(), DType::F32).unwrap();
+    (set, grads)
+}
+
+/// What a pass there and back left.
+struct Pass {
+    out: Vec<u8>,
+    grads: Vec<u8>,
+    /// Bytes kept between the two ways, and at most at any time.
+    kept: u64,
+    peak: u64,
+}
+
+fn pass(gpu: &Gpu, dtype: DType, unet: &Unet, set: &LoraSet, grads: &Tensor) -> Pass {
+    let tensor = |seed: &str, shape: &[usize], dtype| {
+        let values = Random::new(seed).normal(shape.iter().product());
+        Tensor::from_f32(gpu, &values, shape, dtype).unwrap()
+    };
+    grads.fill_zero();
+    let (sample, target) =
+        (tensor("sample", &[2, 16, 16, 4], DType::F32), tensor("target", &[2, 16, 16, 4], DType::F32));
+    let (context, weights) =
+        (tensor("context", &[2, 77, 32], dtype), Tensor::from_f32(gpu, &[1.0, 0.5], &[2], DType::F32));
+    gpu.reset_peak();
+    let before = gpu.stats().live_bytes;
+    let tape = tape();
+    set.track(&tape, grads).unwrap();
+    // dropped before the way back, as a step does
+    let gates = Gates::rows(vec![RowGates { samples: vec![1.0, 0.7], text: None, places: None }]);
+    let cx = Cx { gates: &gates, ..Cx::new(&tape) };
+    let out = unet.forward(&cx, &sample, &[10.0, 700.0], &context).unwrap();
+    drop(gates);
+    let kept = gpu.stats().live_bytes - before;
+    let loss = mse(&tape, &out, &target, &weights.unwrap()).unwrap();
+    let scale = Tensor::from_f32(gpu, &[1024.0], &[1], DType::F32).unwrap();
+    tape.backward(&loss, scale).unwrap();
+    let peak = gpu.stats().peak_bytes - before;
+    Pass { out: out.to_bytes().unwrap(), grads: grads.to_bytes().unwrap(), kept, peak }
+}
+
+#[test]
+fn gradients_have_the_same_bits_and_less_is_kept() {
+    for (setup, dtype) in [(Setup::Lane, DType::F32), (Setup::Lane, DType::F16), (Setup::Tile, DType::F32)] {
+        let gpu = gpu(setup);
+        if dtype == DType::F16 && !gpu.caps().f16 {
+            skipped(&format!("gradient checkpointing [f16, {setup:?}]: {} has no f16", gpu.caps().name));
+            continue;
+        }
+        let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), dtype).unwrap();
+        // what reaches into every block, what reaches all of them at once, and what lies in the last block alone
+        for (select, all) in [
+            ("transformer, resnet, conv, conv_in", true),
+            ("attn, time_embedding", true),
+            ("up_blocks.3 attn", false),
+        ] {
+            let (set, grads) = attach(&gpu, dtype, &mut unet, select);
+            let mut run = |on| {
+                unet.set_gradient_checkpointing(on);
+                pass(&gpu, dtype, &unet, &set, &grads)
+            };
+            let (plain, again) = (run(false), run(true));
+            let what = format!("{select}, {dtype:?}, {setup:?}");
+            assert!(plain.out == again.out, "the output has other bits: {what}");
+            assert!(plain.grads == again.grads, "the gradients have other bits: {what}");
+            assert!(plain.grads.iter().any(|byte| *byte != 0), "no gradient: {what}");
+            let (share, part) = if all { (2, 3) } else { (1, 1) };
+            assert!(
+                again.kept * share < plain.kept && again.peak * part < plain.peak * share,
+                "{} bytes kept, {} without; peak {}, {} without: {what}",
+                again.kept,
+                plain.kept,
+                again.peak,
+                plain.peak
+            );
+        }
+    }
+}
