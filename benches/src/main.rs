@@ -9,6 +9,7 @@ mod unet;
 use std::path::PathBuf;
 
 use strata_engine::{DType, Gpu, GpuOptions};
+use strata_kernels::gemm_variant;
 
 /// Times kernels, or whole steps of a U-Net; or measures what leaks.
 #[derive(clap::Parser)]
@@ -68,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     let args: Args = clap::Parser::parse();
     let gpu = Gpu::open(&GpuOptions { adapter: args.adapter, ..Default::default() })?;
     let caps = gpu.caps();
-    println!("{}, {}, kernels {}, storage {}", caps.name, caps.driver, caps.gemm.name(), args.dtype);
+    println!("{}, {}, kernels {}, storage {}", caps.name, caps.driver, gemm_variant(&gpu).name(), args.dtype);
     let dtype = if args.dtype == "f16" { DType::F16 } else { DType::F32 };
     match args.what {
         What::Ops { filter } => ops::run(&gpu, dtype, &filter),

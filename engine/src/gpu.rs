@@ -1,7 +1,7 @@
 //! Choosing a GPU adapter, opening it, and the one queue everything goes through.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::launch::Recorder;
 use crate::pool::Pool;
@@ -14,6 +14,10 @@ pub enum GemmVariant {
     Lane,
     /// 64×64 tiles and sums in workgroup memory: everything else.
     Tile,
+    /// Cooperative matrices of 8×8×8 (Apple's simdgroups), f16 with f32 sums, for GEMMs in f16; else as `Tile`.
+    Coop8,
+    /// Cooperative matrices of 16×16×16 (NVIDIA's tensor cores, AMD's from RDNA 3 on), likewise.
+    Coop16,
 }
 
 impl GemmVariant {
@@ -22,7 +26,23 @@ impl GemmVariant {
         match self {
             GemmVariant::Lane => "lane",
             GemmVariant::Tile => "tile",
+            GemmVariant::Coop8 => "coop8",
+            GemmVariant::Coop16 => "coop16",
         }
+    }
+
+    /// Rows and columns of its cooperative matrices.
+    pub fn side(self) -> Option<u32> {
+        match self {
+            GemmVariant::Lane | GemmVariant::Tile => None,
+            GemmVariant::Coop8 => Some(8),
+            GemmVariant::Coop16 => Some(16),
+        }
+    }
+
+    /// The variant of this name.
+    fn named(name: &str) -> Option<Self> {
+        [Self::Lane, Self::Tile, Self::Coop8, Self::Coop16].into_iter().find(|variant| variant.name() == name)
     }
 }
 
@@ -43,6 +63,10 @@ pub struct Caps {
     pub immediates: bool,
     /// Kernel bodies in use.
     pub gemm: GemmVariant,
+    /// The cooperative matrices that the adapter offers, of those that GEMMs can use; `STRATA_COOP=0` hides them.
+    pub coop: Option<GemmVariant>,
+    /// Most invocations of a subgroup.
+    pub subgroup: u32,
     /// Largest storage binding in bytes.
     pub max_binding: u64,
     /// Largest workgroup memory in bytes.
@@ -102,6 +126,7 @@ pub(crate) struct Inner {
     pub lost: Arc<AtomicBool>,
     pub pool: Mutex<Pool>,
     pub recorder: Mutex<Recorder>,
+    pub coop_works: OnceLock<bool>,
 }
 
 /// An open GPU adapter. Cloning is cheap; all clones share one queue, one pool and one set of caches.
@@ -164,6 +189,11 @@ impl Gpu {
     /// Whether tensors are poisoned and guarded.
     pub fn debug(&self) -> bool {
         self.0.debug
+    }
+
+    /// Whether cooperative matrices do what they should here: what `test` found the first time.
+    pub fn coop_works(&self, test: impl FnOnce(&Gpu) -> bool) -> bool {
+        *self.0.coop_works.get_or_init(|| test(self))
     }
 
     /// Counters since opening.
@@ -256,11 +286,8 @@ fn kind(t: wgpu::DeviceType) -> &'static str {
 fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
     let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
     let cpu = info.device_type == wgpu::DeviceType::Cpu;
-    let from_env = || match std::env::var("STRATA_GEMM").as_deref() {
-        Ok("lane") => Some(GemmVariant::Lane),
-        Ok("tile") => Some(GemmVariant::Tile),
-        _ => None,
-    };
+    let from_env = || std::env::var("STRATA_GEMM").ok().and_then(|name| GemmVariant::named(&name));
+    let coop = coop(adapter);
     let immediates_off = options.no_immediates || std::env::var("STRATA_IMMEDIATES").is_ok_and(|v| v == "0");
     Caps {
         backend: format!("{:?}", info.backend),
@@ -268,15 +295,34 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
         cpu,
         f16: features.contains(wgpu::Features::SHADER_F16),
         immediates: features.contains(wgpu::Features::IMMEDIATES) && !immediates_off,
-        gemm: options.gemm.or_else(from_env).unwrap_or(if cpu {
-            GemmVariant::Lane
-        } else {
-            GemmVariant::Tile
+        gemm: options.gemm.or_else(from_env).unwrap_or(match cpu {
+            true => GemmVariant::Lane,
+            false => coop.unwrap_or(GemmVariant::Tile),
         }),
+        coop,
+        subgroup: info.subgroup_max_size,
         max_binding: limits.max_storage_buffer_binding_size,
         max_workgroup_memory: limits.max_compute_workgroup_storage_size,
         name: info.name,
     }
+}
+
+/// The largest cooperative matrices of f16 with f32 sums that the adapter has.
+fn coop(adapter: &wgpu::Adapter) -> Option<GemmVariant> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::SHADER_F16;
+    if std::env::var("STRATA_COOP").is_ok_and(|v| v == "0") || !adapter.features().contains(needed) {
+        return None;
+    }
+    let offered = adapter.cooperative_matrix_properties();
+    [GemmVariant::Coop16, GemmVariant::Coop8].into_iter().find(|variant| {
+        offered.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size].iter().all(|side| Some(*side) == variant.side())
+                && (p.ab_type, p.cr_type) == (F16, F32)
+        })
+    })
 }
 
 fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
@@ -284,10 +330,23 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SHADER_F16, caps.f16);
     features.set(wgpu::Features::IMMEDIATES, caps.immediates);
+    let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+    if caps.gemm.side().is_some() {
+        if caps.coop != Some(caps.gemm) {
+            let has = caps.coop.map_or("no cooperative matrices that could be used", GemmVariant::name);
+            let cause = format!("kernels {} were asked for, but it has {has}", caps.gemm.name());
+            return Err(Error::Open { name: caps.name, cause });
+        }
+        features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+        // SAFETY: only the cooperative GEMM is compiled with it. Its text is validated and run in tests, and on every
+        // adapter it is first held to the `tile` body; where they differ it is not used.
+        experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    }
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("strata"),
         required_features: features,
         required_limits: adapter.limits(),
+        experimental_features,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()
     });
@@ -303,5 +362,5 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     let recorder = Mutex::new(Recorder::new(&device, &caps));
     let debug = options.debug;
     let pool = Mutex::new(Pool::default());
-    Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder })))
+    Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder, coop_works: OnceLock::new() })))
 }

@@ -44,7 +44,7 @@ impl From<&'static str> for Def {
     }
 }
 
-/// Renders a shader: `enable f16;` where a definition says `f16`, the params struct, then the template.
+/// Renders a shader: `enable f16;` where a definition says `f16`, cooperative matrices where one is named `COOP`, the params struct, then the template.
 /// `immediates` chooses where params live: immediate data, or a uniform binding in group 1.
 pub fn render(
     shader: &Shader,
@@ -79,6 +79,9 @@ pub fn render(
     let mut text = String::with_capacity(body.len() + params_wgsl.len() + 80);
     if defs.iter().any(|(_, v)| *v == Def::Word("f16")) {
         text.push_str("enable f16;\n");
+    }
+    if defs.iter().any(|(name, _)| *name == "COOP") {
+        text.push_str("enable wgpu_cooperative_matrix;\n");
     }
     if !params_wgsl.is_empty() {
         text.push_str(params_wgsl);

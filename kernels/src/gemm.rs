@@ -3,9 +3,11 @@
 //! `out[m, n] = act(α · gate · (Σ_k A[m, k] B[k, n] + Σ_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]`; see
 //! `gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
 
-use strata_engine::{
-    Caps, DType, Def, Error, GemmVariant, Launch, Result, Shader, Tensor, fold_grid, params,
-};
+use strata_engine::{DType, Def, Error, GemmVariant, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
+
+mod coop;
+
+pub use coop::gemm_variant;
 
 use crate::Act;
 use crate::variants::{ACT, CONV, Defs, Variant, variant};
@@ -78,6 +80,8 @@ pub(crate) struct Gemm<'a> {
     pub act: Act,
     /// Type of the output and of the residual.
     pub out: DType,
+    /// The body to run, instead of the one that suits the GPU adapter.
+    pub body: Option<Body>,
 }
 
 impl<'a> Gemm<'a> {
@@ -99,6 +103,7 @@ impl<'a> Gemm<'a> {
             residual,
             act: Act::None,
             out: b.dtype(),
+            body: None,
         }
     }
 
@@ -132,7 +137,10 @@ impl<'a> Gemm<'a> {
             stride: conv.map_or(1, |v| v.stride as u32),
             pad: conv.map_or(0, |v| v.pad as u32),
         };
-        let body = Body::new(gpu.caps(), m, n);
+        let body = match &self.body {
+            Some(body) => body.clone(),
+            None => Body::new(gpu, self.b.dtype(), [m, n]),
+        };
         let features = Features {
             types: [self.a.dtype(), self.b.dtype(), self.out],
             layout: self.layout,
@@ -168,10 +176,13 @@ impl<'a> Gemm<'a> {
 }
 
 /// The kernel body and how much of the output one of its workgroups makes.
-struct Body {
-    shader: &'static Shader,
+#[derive(Clone)]
+pub(crate) struct Body {
+    pub shader: &'static Shader,
     /// Rows and columns of one workgroup.
-    tile: [u32; 2],
+    pub tile: [u32; 2],
+    /// What its text depends on beside the product's own [`Features`].
+    pub defs: Defs,
 }
 
 /// Rows and columns of a workgroup of 8 invocations, which lie over the rows: for most products, for few columns
@@ -185,19 +196,28 @@ struct Body {
 const LANE_TILES: [[u32; 2]; 3] = [[32, 16], [64, 8], [16, 16]];
 
 impl Body {
-    fn new(caps: &Caps, m: u32, n: u32) -> Body {
-        match caps.gemm {
-            GemmVariant::Tile => Body::TILE,
+    /// The body for a product of weights of this type, m × n.
+    fn new(gpu: &Gpu, weights: DType, [m, n]: [u32; 2]) -> Body {
+        match gpu.caps().gemm {
             GemmVariant::Lane if n <= 8 => Body::lane(LANE_TILES[1]),
             GemmVariant::Lane if m <= 16 => Body::lane(LANE_TILES[2]),
             GemmVariant::Lane => Body::lane(LANE_TILES[0]),
+            GemmVariant::Coop8 | GemmVariant::Coop16
+                if weights == DType::F16 && gpu.coop_works(coop::works) =>
+            {
+                coop::body(gpu.caps(), [m, n]).unwrap_or_else(Body::tile)
+            }
+            GemmVariant::Tile | GemmVariant::Coop8 | GemmVariant::Coop16 => Body::tile(),
         }
     }
 
-    const TILE: Body = Body { shader: &TILE, tile: [64, 64] };
+    pub fn tile() -> Body {
+        Body { shader: &TILE, tile: [64, 64], defs: Defs::new() }
+    }
 
     fn lane(tile: [u32; 2]) -> Body {
-        Body { shader: &LANE, tile }
+        let defs = vec![("RR", (tile[0] / 8).into()), ("CC", tile[1].into())];
+        Body { shader: &LANE, tile, defs }
     }
 
     fn tiles(&self, m: u32, n: u32) -> u32 {
@@ -225,7 +245,7 @@ struct Features {
 impl Features {
     fn defs(&self, body: &Body) -> Defs {
         let width = |vec: bool| Def::Int(if vec { 4 } else { 1 });
-        vec![
+        let own = vec![
             ("TA", self.types[0].wgsl().into()),
             ("T", self.types[1].wgsl().into()),
             ("TO", self.types[2].wgsl().into()),
@@ -240,9 +260,8 @@ impl Features {
             ("RESIDUAL", self.residual.into()),
             ("GATE", self.gate.into()),
             ("ACT", self.act.wgsl().into()),
-            ("RR", (body.tile[0] / 8).into()),
-            ("CC", body.tile[1].into()),
-        ]
+        ];
+        [own, body.defs.clone()].concat()
     }
 }
 
@@ -255,11 +274,13 @@ const TYPES: [[DType; 3]; 5] = {
 
 /// Every text this family can take.
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let bodies: Vec<Body> = LANE_TILES.map(Body::lane).into_iter().chain([Body::TILE]).collect();
+    let mut bodies: Vec<Body> = LANE_TILES.map(Body::lane).into_iter().chain([Body::tile()]).collect();
+    bodies.extend(coop::bodies());
     let products =
         [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))];
     for body in &bodies {
-        for types in TYPES {
+        let types = TYPES.iter().filter(|types| types[1] == DType::F16 || !coop::is(body));
+        for &types in types {
             for (layout, conv) in products {
                 // one bit for each switch
                 for bits in 0..1 << 6 {

@@ -12,13 +12,19 @@ pub enum Setup {
     Lane,
     /// The `tile` bodies: what runs on GPUs.
     Tile,
+    /// Cooperative matrices, of the side that the adapter has.
+    Coop,
     /// As `Lane`, with params in the uniform arena instead of immediate data.
     Arena,
 }
 
 impl Setup {
     fn options(self) -> GpuOptions {
-        let gemm = if self == Setup::Tile { GemmVariant::Tile } else { GemmVariant::Lane };
+        let gemm = match self {
+            Setup::Lane | Setup::Arena => GemmVariant::Lane,
+            Setup::Tile => GemmVariant::Tile,
+            Setup::Coop => coop().expect("the adapter has cooperative matrices"),
+        };
         GpuOptions {
             debug: true,
             gemm: Some(gemm),
@@ -39,14 +45,21 @@ pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
     }
     static LANE: Slot = Slot::new(|| open(Setup::Lane));
     static TILE: Slot = Slot::new(|| open(Setup::Tile));
+    static COOP: Slot = Slot::new(|| open(Setup::Coop));
     static ARENA: Slot = Slot::new(|| open(Setup::Arena));
     let slot = match setup {
         Setup::Lane => &LANE,
         Setup::Tile => &TILE,
+        Setup::Coop => &COOP,
         Setup::Arena => &ARENA,
     };
     // a failed test leaves the adapter usable
     slot.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The cooperative matrices that the adapter under test has.
+pub fn coop() -> Option<GemmVariant> {
+    Gpu::list().into_iter().next()?.caps.coop
 }
 
 /// Says that something is not tested here, and why, past the test runner, which shows nothing of a test that passes.

@@ -14,6 +14,6 @@ mod row;
 pub use check::{Effort, check};
 pub use compare::{compare, rms, tolerance};
 pub use expected::{Expected, Probes};
-pub use gpus::{Setup, gpu, skipped};
+pub use gpus::{Setup, coop, gpu, skipped};
 pub use random::Random;
 pub use row::{Input, Role, Row};

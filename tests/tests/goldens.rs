@@ -2,7 +2,7 @@
 
 use strata_cli::parity;
 use strata_engine::DType;
-use strata_tests::{Setup, gpu, skipped};
+use strata_tests::{Setup, coop, gpu, skipped};
 
 use crate::support::golden;
 
@@ -45,6 +45,14 @@ fn sd2_f16() {
 #[test]
 fn sd15_f16_tile() {
     compare("sd15-tiny", DType::F16, Setup::Tile);
+}
+
+#[test]
+fn sd15_f16_coop() {
+    match coop() {
+        Some(_) => compare("sd15-tiny", DType::F16, Setup::Coop),
+        None => skipped("sd15-tiny on cooperative matrices: the GPU adapter has none"),
+    }
 }
 
 #[test]

@@ -20,8 +20,16 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use strata_engine::DType;
-use strata_kernels::variants;
-use strata_tests::{Effort, Expected, Row, Setup, check, gpu, skipped};
+use strata_kernels::{gemm_variant, variants};
+use strata_tests::{Effort, Expected, Row, Setup, check, coop, gpu, skipped};
+
+#[test]
+fn cooperative_matrices_are_used_where_they_are_offered() {
+    match coop() {
+        Some(offered) => assert_eq!(gemm_variant(&gpu(Setup::Coop)), offered, "the self-test fails"),
+        None => skipped("rows on cooperative matrices: the GPU adapter has none"),
+    }
+}
 
 /// Holds every setup to every row, in both dtypes. That params are read as well from the uniform arena is seen on the
 /// first row.
@@ -35,8 +43,11 @@ fn hold(rows: impl IntoIterator<Item = Row>) {
     for (i, row) in rows.into_iter().enumerate() {
         for dtype in [DType::F32, DType::F16] {
             let expected = Expected::new(&row, dtype);
-            for setup in [Setup::Lane, Setup::Tile, Setup::Arena] {
+            for setup in [Setup::Lane, Setup::Tile, Setup::Coop, Setup::Arena] {
                 let effort = match setup {
+                    // all but GEMMs in f16 is as in the setup before
+                    Setup::Coop if dtype == DType::F32 || coop().is_none() => continue,
+                    Setup::Coop => Effort::Full,
                     Setup::Arena if i > 0 || dtype == DType::F16 => continue,
                     Setup::Arena => Effort::Light,
                     Setup::Lane | Setup::Tile => Effort::Full,

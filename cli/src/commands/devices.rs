@@ -7,12 +7,17 @@ use serde_json::json;
 use strata_engine::{AdapterSummary, Gpu, GpuOptions};
 
 /// List the GPU adapters, best first
+///
+/// The GEMM variant is how matrix products will run: on cooperative matrices of 16×16 or 8×8 (coop16, coop8; for f16, and if
+/// they give the right results at the first use), through workgroup memory (tile), or in registers alone (lane, on CPUs).
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   strata devices
   strata train run.toml --adapter 1
-  strata devices --json | jq '.[].name'")]
+  strata devices --json | jq '.[].name'
+  STRATA_COOP=0 strata train run.toml                    without cooperative matrices
+  STRATA_GEMM=tile strata parity stable-diffusion-v1-5   another variant")]
 pub struct Devices {
     /// Print JSON
     #[arg(long)]

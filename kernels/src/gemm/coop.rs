@@ -1,0 +1,150 @@
+//! GEMMs on cooperative matrices: how much a workgroup makes, and whether the adapter can be trusted with it.
+
+use strata_engine::{Caps, DType, GemmVariant, Gpu, Result, Shader, Tensor};
+
+use super::{ACT, Body, CONV, Gemm, IO, Layout, VEC};
+
+static COOP: Shader =
+    Shader { name: "gemm_coop", source: include_str!("../gemm_coop.wgsl"), includes: &[VEC, IO, ACT, CONV] };
+
+/// Values of k that are in workgroup memory at once.
+const BK: u32 = 32;
+
+/// How a workgroup shares its part of the output.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// Subgroups over rows and columns.
+    subgroups: [u32; 2],
+    /// Cooperative matrices of each, over rows and columns.
+    matrices: [u32; 2],
+}
+
+const LARGE: Shape = Shape { subgroups: [2, 2], matrices: [4, 4] };
+const SMALL: Shape = Shape { subgroups: [2, 2], matrices: [2, 2] };
+/// For few columns: the rank of a LoRA.
+const THIN: Shape = Shape { subgroups: [4, 1], matrices: [2, 1] };
+
+/// So many workgroups of the large shape keep a large GPU busy.
+const BUSY: u32 = 128;
+
+/// The shapes for matrices of this side, the thin one last. Those of 8 × 8 are so small that a workgroup has to have many; but
+/// on a CPU they are there to be tested, and what counts is the time to compile.
+fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
+    match (side, cpu) {
+        (_, true) => &[SMALL, THIN],
+        (8, false) => &[LARGE, THIN],
+        _ => &[LARGE, SMALL, THIN],
+    }
+}
+
+impl Shape {
+    fn tile(self, side: u32) -> [u32; 2] {
+        [0, 1].map(|axis| self.subgroups[axis] * self.matrices[axis] * side)
+    }
+
+    /// Bytes of workgroup memory, at most: A, B, a row of sums, where rows of A begin.
+    fn memory(self, side: u32) -> u32 {
+        let [m, n] = self.tile(side);
+        let b = (n * (BK + 8)).max(BK * (n + 8));
+        2 * (m * (BK + 8) + b) + 4 * (m / self.matrices[0] * n) + 4 * m
+    }
+
+    /// `subgroup`: most invocations of one; a workgroup has enough for all, whatever size they come in. `quads`: memory
+    /// of the workgroup is of vectors of four, which Metal cannot load matrices from.
+    fn body(self, side: u32, subgroup: u32, quads: bool) -> Body {
+        let ([sm, sn], [fm, fn_]) = (self.subgroups, self.matrices);
+        let defs = vec![
+            ("COOP", true.into()),
+            ("SIDE", side.into()),
+            ("SM", sm.into()),
+            ("SN", sn.into()),
+            ("FM", fm.into()),
+            ("FN", fn_.into()),
+            ("BK", BK.into()),
+            ("WG", (sm * sn * subgroup).into()),
+            ("SV", if quads { 4u32 } else { 1 }.into()),
+        ];
+        Body { shader: &COOP, tile: self.tile(side), defs }
+    }
+}
+
+pub(super) fn is(body: &Body) -> bool {
+    std::ptr::eq(body.shader, &COOP)
+}
+
+/// The body for a product of m × n, if the adapter has the memory for it.
+pub(super) fn body(caps: &Caps, [m, n]: [u32; 2]) -> Option<Body> {
+    let side = caps.gemm.side()?;
+    let fits = |shape: Shape| shape.memory(side) <= caps.max_workgroup_memory;
+    let busy = |shape: Shape| {
+        let [rows, columns] = shape.tile(side);
+        m.div_ceil(rows) * n.div_ceil(columns) >= BUSY
+    };
+    let shape = match shapes(side, caps.cpu) {
+        _ if n <= side => THIN,
+        [large, small, _] if !fits(*large) || !busy(*large) => *small,
+        others => others[0],
+    };
+    fits(shape).then(|| of(caps, shape, side))
+}
+
+fn of(caps: &Caps, shape: Shape, side: u32) -> Body {
+    shape.body(side, caps.subgroup, caps.backend == "Vulkan")
+}
+
+/// Bodies whose text is checked without a GPU: subgroups of 8 (llvmpipe), 32 and 64 invocations.
+pub(super) fn bodies() -> Vec<Body> {
+    let of = |(side, subgroup, quads, cpu)| {
+        shapes(side, cpu).iter().map(move |shape| shape.body(side, subgroup, quads))
+    };
+    let adapters = [(8, 8, true, true), (8, 32, false, false), (16, 32, true, false), (16, 64, true, false)];
+    adapters.into_iter().flat_map(of).collect()
+}
+
+/// Whether every shape gives what the `tile` body gives, in both layouts, twice: drivers have offered cooperative matrices
+/// that they do not have, and naga writes them without the memory operands that Vulkan's memory model asks for
+/// (gfx-rs/wgpu#8805).
+pub(super) fn works(gpu: &Gpu) -> bool {
+    let Some(side) = gpu.caps().gemm.side() else { return false };
+    let fits = |shape: &&Shape| shape.memory(side) <= gpu.caps().max_workgroup_memory;
+    let fit = shapes(side, gpu.caps().cpu).iter().filter(fits);
+    let bodies: Vec<Body> = fit.map(|shape| of(gpu.caps(), *shape, side)).collect();
+    let agree = |layout| bodies.iter().all(|body| agrees(gpu, body.clone(), layout).unwrap_or(false));
+    [Layout::Nt, Layout::Nn].into_iter().all(agree)
+}
+
+/// Compares a body with the `tile` body on numbers without any symmetry.
+fn agrees(gpu: &Gpu, body: Body, layout: Layout) -> Result<bool> {
+    const BOUND: f64 = 1e-5;
+    let (m, n, k) = (3 * body.tile[0] / 2 + 5, body.tile[1] + 4, 5 * BK + 12);
+    let values = |count: u32, step: u32| -> Vec<f32> {
+        (0..count).map(|i| (i.wrapping_mul(step) % 1021) as f32 / 510.0 - 1.0).collect()
+    };
+    let a = Tensor::from_f32(gpu, &values(m * k, 7919), &[m as usize, k as usize], DType::F16)?;
+    let b = Tensor::from_f32(gpu, &values(n * k, 104_729), &[n as usize, k as usize], DType::F16)?;
+    let run = |body: Body| -> Result<Vec<f32>> {
+        let shape = [m as usize, n as usize, k as usize];
+        let gemm = Gemm { out: DType::F32, body: Some(body), ..Gemm::new(&a, &b, layout, shape) };
+        gemm.run("cooperative matrices", &shape[..2])?.to_f32()
+    };
+    let expected = run(Body::tile())?;
+    let norm: f64 = expected.iter().map(|v| f64::from(*v).powi(2)).sum();
+    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+    for _ in 0..2 {
+        let error: f64 = run(body.clone())?.iter().zip(&expected).map(square).sum();
+        // false for NaN
+        let same = (error / norm).sqrt() <= BOUND;
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The bodies in use: where the adapter's cooperative matrices do not do what they should, `Tile`.
+pub fn gemm_variant(gpu: &Gpu) -> GemmVariant {
+    match gpu.caps().gemm {
+        GemmVariant::Coop8 | GemmVariant::Coop16 if !gpu.coop_works(works) => GemmVariant::Tile,
+        variant => variant,
+    }
+}
