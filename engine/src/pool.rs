@@ -24,6 +24,8 @@ pub(crate) struct Pool {
     pub peak_bytes: u64,
     pub allocated_bytes: u64,
     pub created: u64,
+    /// What the host last read through, unmapped.
+    pub staging: Option<wgpu::Buffer>,
 }
 
 /// A pooled buffer; goes back to its pool when the last tensor on it is dropped.

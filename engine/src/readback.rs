@@ -2,7 +2,10 @@
 
 use crate::pool::{GUARD_BYTES, GUARD_WORD};
 use crate::tensor::byte_len;
-use crate::{DType, Error, Result, Tensor};
+use crate::{DType, Error, Gpu, Result, Tensor};
+
+/// Buffers for reading back of up to so many bytes are kept: losses and norms are read in every step, pictures are not.
+const KEPT: u64 = 1 << 16;
 
 impl Tensor {
     /// Waits for the content and returns it as f32 (exact for f16).
@@ -35,20 +38,36 @@ impl Tensor {
 
     fn download(&self, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let inner = &self.gpu().0;
-        let staging = inner.device.create_buffer(&wgpu::BufferDescriptor {
+        let staging = self.gpu().staging(bytes);
+        self.gpu().recorder().copy(inner, &self.block.buffer, offset, &staging, bytes);
+        self.gpu().flush();
+        let (send, receive) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, ..bytes, move |r| drop(send.send(r)));
+        self.gpu().poll("reading a tensor back")?;
+        let lost = |cause: String| Error::Lost { doing: "reading a tensor back", cause };
+        receive.recv().map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
+        let content = staging.get_mapped_range(..bytes).map_err(|e| lost(e.to_string()))?.to_vec();
+        staging.unmap();
+        if staging.size() <= KEPT {
+            self.gpu().pool().staging = Some(staging);
+        }
+        Ok(content)
+    }
+}
+
+impl Gpu {
+    /// A buffer that the host can read: the last one, if it is free and large enough.
+    fn staging(&self, bytes: u64) -> wgpu::Buffer {
+        let mut pool = self.pool();
+        if let Some(buffer) = pool.staging.take_if(|buffer| buffer.size() >= bytes) {
+            return buffer;
+        }
+        pool.created += 1;
+        self.0.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
             size: bytes,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
-        });
-        self.gpu().recorder().copy(inner, &self.block.buffer, offset, &staging, bytes);
-        self.gpu().flush();
-        let (send, receive) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |r| drop(send.send(r)));
-        self.gpu().poll("reading a tensor back")?;
-        let lost = |cause: String| Error::Lost { doing: "reading a tensor back", cause };
-        receive.recv().map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-        let view = staging.get_mapped_range(..).map_err(|e| lost(e.to_string()))?;
-        Ok(view.to_vec())
+        })
     }
 }

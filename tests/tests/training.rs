@@ -189,3 +189,24 @@ fn two_runs_give_the_same_bits() {
     };
     assert!(run() == run());
 }
+
+/// After the first two steps, which fill the caches, a step makes no buffer, bind group or pipeline.
+#[test]
+fn a_steady_training_step_creates_nothing() {
+    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    for dtype in [DType::F32, DType::F16] {
+        with_learner(&gpu, dtype, |_, learner| {
+            let created = || {
+                let stats = gpu.stats();
+                [stats.buffers, stats.bind_groups, stats.pipelines, stats.allocated_bytes]
+            };
+            let mut before = created();
+            for i in 0..5 {
+                step(learner, &data.batch(i));
+                let after = created();
+                assert!(i < 2 || after == before, "step {}: {before:?} to {after:?}", i + 1);
+                before = after;
+            }
+        });
+    }
+}
