@@ -47,7 +47,7 @@ pub fn run(
     let loss_scale = 1024.0;
     gpu.reset_peak();
     for step in 1..=2 {
-        let (start, flops) = (Instant::now(), gpu.stats().flops);
+        let (start, flops, launches) = (Instant::now(), gpu.stats().flops, gpu.stats().launches);
         grads.fill_zero();
         let tape = strata_kernels::tape();
         set.track(&tape, &grads)?;
@@ -69,8 +69,11 @@ pub fn run(
             max_norm: 1.0,
         };
         adamw(set.params(), &exp_avg, &exp_avg_sq, &grads, &norm, set.shadow(), &args)?;
+        gpu.flush();
+        // on a GPU this must stay below the step's time, or the CPU holds it up
+        let (encoded, launches) = (start.elapsed().as_secs_f64(), gpu.stats().launches - launches);
         println!(
-            "loss {:.6}, gradient norm {:.6}, {records} records",
+            "loss {:.6}, gradient norm {:.6}, {records} records, {launches} launches encoded in {encoded:.3} s",
             finite(&loss)?,
             finite(&norm)? / loss_scale
         );

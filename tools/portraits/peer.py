@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """The held-out features as ordinary LoRAs: trained, drawn, scored and probed with PyTorch, diffusers, peft.
 
-    peer.py MODEL PICTURES --out FOLDER [--steps 120] [--batch 4] [--rank 8] [--lr 4e-3] [--seed 0]
+    peer.py MODEL PICTURES --out FOLDER [--steps 120] [--batch 4] [--rank 8] [--lr 6e-3] [--seed 0]
     peer.py ../../demo/model ../../examples/portraits --out peer
 
-What features trained by Strata are to be compared with: the model, pictures and settings of
-examples/portraits.toml, but nothing against leaking. Each LoRA is trained from the base model alone. Those
+What features trained by Strata are to be compared with: the model, pictures, layers and settings of
+`strata demo`, without gates. Each LoRA is trained from the base model alone. Those
 that are loaded are always on, in both halves of guidance, whatever the prompt says. PICTURES has a folder of
 png and txt for each feature, as features.py writes them, and prompts.txt. On the CPU, in f32; the same seed
 gives the same numbers.
 
-Training: rank r and alpha r on to_q, to_k, to_v and to_out.0 of all attention in the U-Net; mean squared
-error of the noise, uniform timesteps, AdamW (decay 0.01), gradients clipped to a norm of 1; pictures in a
-new order each epoch; each step draws its own latents from what the VAE says of a picture.
+Training: rank r and alpha r on to_q, to_k, to_v and to_out.0 of the up blocks' cross-attention (hair) or
+self-attention (clothing); mean squared error of the noise, uniform timesteps, AdamW (decay 0.01) with a
+learning rate that falls by a cosine, gradients clipped to a norm of 1; pictures in a new order each epoch;
+each step draws its own latents from what the VAE says of a picture.
 FOLDER/FEATURE.safetensors is a LoRA file in kohya's naming, which is read again for all that follows.
 
 Scores: `draw.scores` of pictures by DDIM with guidance 4, averaged by condition: which LoRAs are loaded, and
@@ -66,6 +67,8 @@ BANDS, SAMPLES = 4, 4
 A, B = "hair_style_a", "clothing_style_b"
 # What the tag stands in place of, and what the feature is a special case of.
 FEATURES = {A: ("hair", "short hair"), B: ("clothing", "suit")}
+# Layers that learn it.
+LAYERS = {A: r"up_blocks\..*\.attn2\.(to_q|to_k|to_v|to_out\.0)", B: r"up_blocks\..*\.attn1\.(to_q|to_k|to_v|to_out\.0)"}
 # Name, LoRAs that are loaded, tags in the prompt.
 CONDITIONS = [
     ("base", [], []),
@@ -140,16 +143,16 @@ def shuffled(n, g):
         yield from torch.randperm(n, generator=g).tolist()
 
 
-def train(args, pipe, pictures, captions, path):
+def train(args, pipe, layers, pictures, captions, path):
     """Trains one LoRA and writes it. Returns the loss of each step."""
     torch.manual_seed(args.seed)  # of the LoRA's first values, which peft draws: Kaiming-uniform and 0
     g = torch.Generator().manual_seed(args.seed)
     unet = UNet2DConditionModel.from_pretrained(args.model / "unet", torch_dtype=torch.float32)
     unet.requires_grad_(False).train()
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    unet.add_adapter(peft.LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=targets))
+    unet.add_adapter(peft.LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=layers))
     weights = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, args.lr, weight_decay=DECAY)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
     schedule = DDPMScheduler.from_config(pipe.scheduler.config)
     latents, text = posterior(pipe, pictures), states(pipe, captions)
     order, losses = shuffled(len(pictures), g), []
@@ -164,6 +167,7 @@ def train(args, pipe, pictures, captions, path):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, CLIP)
         optimizer.step()
+        falling.step()
         losses.append(loss.item())
     lora = {f"unet.{name}": value for name, value in peft.get_peft_model_state_dict(unet).items()}
     # the conversion makes alphas whole numbers, which not every program reads
@@ -257,10 +261,10 @@ def main():
     parser.add_argument("--steps", type=count, default=120)
     parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--rank", type=count, default=8)
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=count, default=16, help="in each condition")
-    parser.add_argument("--sample-steps", type=count, default=25)
+    parser.add_argument("--sample-steps", type=count, default=15)
     parser.add_argument("--threads", type=count, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -280,7 +284,7 @@ def main():
                       {"name": f"training through the VAE, {name}", **mean_scores(decoded)}]
         path = args.out / f"{name}.safetensors"
         with clock.part(f"train {name}"):
-            losses = train(args, pipe, pictures, captions, path)
+            losses = train(args, pipe, LAYERS[name], pictures, captions, path)
         features[name] = {"loss": float(np.mean(losses[len(losses) // 2:])), "losses": losses}
         pipe.load_lora_weights(args.out, weight_name=path.name, adapter_name=name)
     with clock.part("draw"):
