@@ -2,7 +2,7 @@
 
 use strata_engine::{Caps, DType, GemmVariant, Gpu, Result, Shader, Tensor};
 
-use super::{ACT, Body, CONV, Gemm, IO, Layout, VEC};
+use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 
 static COOP: Shader =
     Shader { name: "gemm_coop", source: include_str!("../gemm_coop.wgsl"), includes: &[VEC, IO, ACT, CONV] };
@@ -101,31 +101,44 @@ pub(super) fn bodies() -> Vec<Body> {
     adapters.into_iter().flat_map(of).collect()
 }
 
-/// Whether every shape gives what the `tile` body gives, in both layouts, twice: drivers have offered cooperative matrices
-/// that they do not have, and naga writes them without the memory operands that Vulkan's memory model asks for
-/// (gfx-rs/wgpu#8805).
+/// Whether every shape gives what the `tile` body gives, for products and 3×3 convolutions, there and back, twice: drivers have
+/// offered cooperative matrices that they do not have, and naga writes them without the memory operands that Vulkan's
+/// memory model asks for (gfx-rs/wgpu#8805).
 pub(super) fn works(gpu: &Gpu) -> bool {
     let Some(side) = gpu.caps().gemm.side() else { return false };
     let fits = |shape: &&Shape| shape.memory(side) <= gpu.caps().max_workgroup_memory;
     let fit = shapes(side, gpu.caps().cpu).iter().filter(fits);
-    let bodies: Vec<Body> = fit.map(|shape| of(gpu.caps(), *shape, side)).collect();
-    let agree = |layout| bodies.iter().all(|body| agrees(gpu, body.clone(), layout).unwrap_or(false));
-    [Layout::Nt, Layout::Nn].into_iter().all(agree)
+    let mut bodies = fit.map(|shape| of(gpu.caps(), *shape, side));
+    bodies.all(|body| {
+        let agree = |layout, conv| agrees(gpu, &body, layout, conv).unwrap_or(false);
+        [Layout::Nt, Layout::Nn].into_iter().all(|layout| agree(layout, false) && agree(layout, true))
+    })
 }
 
 /// Compares a body with the `tile` body on numbers without any symmetry.
-fn agrees(gpu: &Gpu, body: Body, layout: Layout) -> Result<bool> {
+fn agrees(gpu: &Gpu, body: &Body, layout: Layout, conv: bool) -> Result<bool> {
     const BOUND: f64 = 1e-5;
-    let (m, n, k) = (3 * body.tile[0] / 2 + 5, body.tile[1] + 4, 5 * BK + 12);
-    let values = |count: u32, step: u32| -> Vec<f32> {
-        (0..count).map(|i| (i.wrapping_mul(step) % 1021) as f32 / 510.0 - 1.0).collect()
+    // pictures of 7 × width, of which no tile is a multiple
+    let width = body.tile[0] as usize / 4 + 1;
+    let [m, n, k] = [14 * width, body.tile[1] as usize + 4, 5 * BK as usize + 12];
+    let taps = if conv { 9 } else { 1 };
+    let conv = conv.then_some(Conv {
+        src: [7, width],
+        dst: [7, width],
+        kernel: [3, 3],
+        stride: 1,
+        pad: 1,
+        transposed: layout == Layout::Nn,
+    });
+    let tensor = |shape: [usize; 2], step: usize| {
+        let values: Vec<f32> =
+            (0..shape[0] * shape[1]).map(|i| (i * step % 1021) as f32 / 510.0 - 1.0).collect();
+        Tensor::from_f32(gpu, &values, &shape, DType::F16)
     };
-    let a = Tensor::from_f32(gpu, &values(m * k, 7919), &[m as usize, k as usize], DType::F16)?;
-    let b = Tensor::from_f32(gpu, &values(n * k, 104_729), &[n as usize, k as usize], DType::F16)?;
+    let (a, b) = (tensor([m, k], 7919)?, tensor([n, taps * k], 104_729)?);
     let run = |body: Body| -> Result<Vec<f32>> {
-        let shape = [m as usize, n as usize, k as usize];
-        let gemm = Gemm { out: DType::F32, body: Some(body), ..Gemm::new(&a, &b, layout, shape) };
-        gemm.run("cooperative matrices", &shape[..2])?.to_f32()
+        let gemm = Gemm { conv, out: DType::F32, body: Some(body), ..Gemm::new(&a, &b, layout, [m, n, k]) };
+        gemm.run("cooperative matrices", &[m, n])?.to_f32()
     };
     let expected = run(Body::tile())?;
     let norm: f64 = expected.iter().map(|v| f64::from(*v).powi(2)).sum();
