@@ -44,8 +44,8 @@ impl From<&'static str> for Def {
     }
 }
 
-/// Renders a shader: `enable f16;` where a definition says `f16`, cooperative matrices where one is named `COOP`, the params struct, then the template.
-/// `immediates` chooses where params live: immediate data, or a uniform binding in group 1.
+/// Renders a shader: `enable f16;` where a definition says `f16`, cooperative matrices where one is named `COOP`, the params
+/// struct, then the template. `immediates` chooses where params live: immediate data, or a uniform binding in group 1.
 pub fn render(
     shader: &Shader,
     defs: &[(&'static str, Def)],

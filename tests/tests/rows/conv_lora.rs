@@ -41,16 +41,8 @@ fn row(case: Case, branches: &'static [Branch]) -> Row {
     if residual {
         row = row.input("residual", &y);
     }
-    for Branch { rank, gate, .. } in branches {
-        let (down, up) = ([*rank, 3, 3, x[3]], [out, *rank]);
-        row = match gate {
-            // a branch that is off is not launched, so its factors have no gradient
-            GateKind::Scalar(0.0) => row.frozen("down", &down).frozen("up", &up),
-            _ => row.parameter("down", &down).scale(small).parameter("up", &up),
-        };
-        if let GateKind::Rows(count) = gate {
-            row = row.frozen_f32("gate", &[*count]).map(|i, v| if i == 1 { 0.0 } else { v });
-        }
+    for branch in branches {
+        row = branch.inputs(row, &[branch.rank, 3, 3, x[3]], out, small);
     }
     if stream {
         row = row.stream();

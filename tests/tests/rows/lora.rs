@@ -24,6 +24,22 @@ pub(super) struct Branch {
 type Factors<'a> = (&'a [f64], &'a [f64], Box<dyn Fn(usize) -> f64 + 'a>);
 
 impl Branch {
+    /// Adds the branch's tensors to a row: `down` of this shape and scale, `up` to `out` channels, gates.
+    pub fn inputs(&self, row: Row, down: &[usize], out: usize, scale: f64) -> Row {
+        let up = [out, self.rank];
+        let row = match self.gate {
+            // a branch that is off is not launched, so its factors have no gradient
+            GateKind::Scalar(0.0) => row.frozen("down", down).frozen("up", &up),
+            _ => row.parameter("down", down).scale(scale).parameter("up", &up),
+        };
+        match self.gate {
+            GateKind::Rows(count) => {
+                row.frozen_f32("gate", &[count]).map(|i, v| if i == 1 { 0.0 } else { v })
+            }
+            GateKind::Scalar(_) => row,
+        }
+    }
+
     /// The branch of the tensors that come next: down, up, and gates where there are any.
     pub fn lora<'a>(&self, rest: &mut impl Iterator<Item = &'a Tensor>) -> Lora<'a> {
         let mut next = || rest.next().expect("a row has inputs for each branch");
@@ -82,16 +98,8 @@ fn row(
     if residual {
         row = row.input("residual", &with(n));
     }
-    for Branch { rank, gate, .. } in branches {
-        let (down, up) = ([*rank, k], [n, *rank]);
-        row = match gate {
-            // a branch that is off is not launched, so its factors have no gradient
-            GateKind::Scalar(0.0) => row.frozen("down", &down).frozen("up", &up),
-            _ => row.parameter("down", &down).scale(1.0 / (k as f64).sqrt()).parameter("up", &up),
-        };
-        if let GateKind::Rows(count) = gate {
-            row = row.frozen_f32("gate", &[*count]).map(|i, v| if i == 1 { 0.0 } else { v });
-        }
+    for branch in branches {
+        row = branch.inputs(row, &[branch.rank, k], n, 1.0 / (k as f64).sqrt());
     }
     if stream {
         row = row.stream();
