@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What silence costs and gives: the frontier of `strata-benches leak`, measured again in diffusers from the plain LoRA files.
 
-    strata-benches --dtype f32 leak CONFIG --ranks 0,1,2,4,8,16,32,64 --prompts FILE --keep FOLDER
+    strata-benches leak CONFIG --ranks 0,1,2,4,8,16,32,64 --prompts FILE --keep FOLDER
     frontier.py FOLDER                 diffusers, its own CLIP, peft, f64 -> a table, and FOLDER/frontier.json
     frontier.py --plot FOLDER OUT.png  draws both (matplotlib)
 

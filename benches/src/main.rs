@@ -1,47 +1,33 @@
-//! Times kernels at the shapes of Stable Diffusion 1.5, and whole steps of a U-Net; measures what leaks.
-//!
-//! Every time is wall clock round a batch of launches and one wait, the median of several batches after a warm-up.
+//! Measures what leaks, with each means against it, and whether training at full size is sound. `strata bench` measures times.
 
 mod leak;
-mod ops;
-mod unet;
+mod sound;
 
 use std::path::PathBuf;
 
-use strata_engine::{DType, Gpu, GpuOptions};
+use strata_engine::{Gpu, GpuOptions};
 use strata_kernels::gemm_variant;
 
-/// Times kernels, or whole steps of a U-Net; or measures what leaks.
+/// Measures what leaks, and whether training is sound.
 #[derive(clap::Parser)]
 struct Args {
     /// GPU adapter: part of its name, or its index
     #[arg(long, global = true)]
     adapter: Option<String>,
-    /// Storage type
-    #[arg(long, global = true, default_value = "f16", value_parser = ["f16", "f32"])]
-    dtype: String,
     #[command(subcommand)]
     what: What,
 }
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Kernels at the shapes of Stable Diffusion 1.5
-    Ops {
-        /// Only rows whose name contains this
-        #[arg(default_value = "")]
-        filter: String,
-    },
-    /// One forward pass and one training step of a U-Net in a folder
-    Unet {
-        /// Folder with config.json and diffusion_pytorch_model.safetensors
-        folder: PathBuf,
-        /// Side of the latents
+    /// Whether training in f16 is sound on a U-Net of Stable Diffusion 1.5's size
+    Sound {
+        /// Updates
+        #[arg(long, default_value_t = 200)]
+        steps: u64,
+        /// Height and width of the latents
         #[arg(long, default_value_t = 32)]
         latent: usize,
-        /// Samples at once
-        #[arg(long, default_value_t = 1)]
-        batch: usize,
         /// Rank of the LoRA on all attention layers
         #[arg(long, default_value_t = 8)]
         rank: usize,
@@ -69,11 +55,9 @@ fn main() -> anyhow::Result<()> {
     let args: Args = clap::Parser::parse();
     let gpu = Gpu::open(&GpuOptions { adapter: args.adapter, ..Default::default() })?;
     let caps = gpu.caps();
-    println!("{}, {}, kernels {}, storage {}", caps.name, caps.driver, gemm_variant(&gpu).name(), args.dtype);
-    let dtype = if args.dtype == "f16" { DType::F16 } else { DType::F32 };
+    println!("{}, {}, kernels {}", caps.name, caps.driver, gemm_variant(&gpu).name());
     match args.what {
-        What::Ops { filter } => ops::run(&gpu, dtype, &filter),
-        What::Unet { folder, latent, batch, rank } => unet::run(&gpu, dtype, &folder, latent, batch, rank),
+        What::Sound { steps, latent, rank } => sound::run(&gpu, steps, latent, rank),
         What::Leak { config, steps, ranks, prompts, keep } => {
             leak::run(&gpu, &config, steps, &ranks, prompts.as_deref(), keep.as_deref())
         }

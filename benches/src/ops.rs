@@ -1,113 +1,107 @@
-//! Single kernels.
+//! A case on the GPU.
 
-use std::time::{Duration, Instant};
-
-use strata_engine::{DType, Gpu, Result, Tape, Tensor};
+use anyhow::Result;
+use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{
-    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, Rows, attention, conv2d, geglu,
-    group_norm, layer_norm, linear, project,
+    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, attention, conv2d, geglu, group_norm,
+    layer_norm, linear,
 };
 
-/// A batch of launches lasts at least this long, so that the wait at its end does not count.
-const BATCH: Duration = Duration::from_millis(200);
+use crate::case::{Case, Op, Pass, RANK};
+use crate::clock::{Measured, measure};
 
-pub fn run(gpu: &Gpu, dtype: DType, filter: &str) -> anyhow::Result<()> {
-    println!("{:44} {:>10} {:>9} {:>9}", "kernel", "ms", "spread %", "GFLOP/s");
-    let row = |name: String, op: &dyn Fn(&Tape) -> Result<Tensor>| -> Result<()> {
-        if name.contains(filter) { time(gpu, &name, op) } else { Ok(()) }
-    };
-    for [m, n, k] in
-        [[1024, 1024, 1024], [1024, 320, 320], [1024, 2560, 320], [256, 1280, 1280], [77, 320, 768]]
-    {
-        let (x, w) = (tensor(gpu, &[m, k], dtype)?, tensor(gpu, &[n, k], dtype)?);
-        row(format!("linear {m}×{n}×{k}"), &|tape| linear(tape, &x, &w, &LinearArgs::default()))?;
-        let (down, up) = (tensor(gpu, &[8, k], dtype)?, tensor(gpu, &[n, 8], dtype)?);
-        let loras = [Lora { down: &down, up: &up, scale: 1.0, gate: Gate::Scalar(1.0) }];
-        let args = LinearArgs { loras: &loras, ..Default::default() };
-        row(format!("linear + LoRA 8 {m}×{n}×{k}"), &|tape| linear(tape, &x, &w, &args))?;
-        let dy = tensor(gpu, &[m, n], dtype)?;
-        row(format!("linear backward {m}×{n}×{k}"), &|_| {
-            let tape = strata_kernels::tape();
-            tape.track(&x);
-            let y = linear(&tape, &x, &w, &LinearArgs::default())?;
-            tape.backward(&y, dy.clone())?;
-            Ok(y)
-        })?;
-    }
-    for [side, c, o] in [[32, 320, 320], [16, 640, 640], [8, 1280, 1280], [32, 4, 320], [32, 320, 4]] {
-        let (x, w) = (tensor(gpu, &[1, side, side, c], dtype)?, tensor(gpu, &[o, 3, 3, c], dtype)?);
-        row(format!("conv 3×3 {side}×{side} {c} to {o}"), &|tape| {
-            conv2d(tape, &x, &w, &ConvArgs::default())
-        })?;
-        let (down, up) = (tensor(gpu, &[8, 3, 3, c], dtype)?, tensor(gpu, &[o, 8], dtype)?);
-        let loras = [Lora { down: &down, up: &up, scale: 1.0, gate: Gate::Scalar(1.0) }];
-        let (args, dy) =
-            (ConvArgs { loras: &loras, ..Default::default() }, tensor(gpu, &[1, side, side, o], dtype)?);
-        row(format!("conv 3×3 + LoRA 8 {side}×{side} {c} to {o}"), &|tape| conv2d(tape, &x, &w, &args))?;
-        for (name, args) in [("", &ConvArgs::default()), (" + LoRA 8", &args)] {
-            row(format!("conv 3×3{name} backward {side}×{side} {c} to {o}"), &|_| {
-                let tape = strata_kernels::tape();
-                [&x, &down, &up].into_iter().for_each(|t| tape.track(t));
-                let y = conv2d(&tape, &x, &w, args)?;
-                tape.backward(&y, dy.clone())?;
-                Ok(y)
-            })?;
+/// Times a case.
+pub fn time(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Measured> {
+    let tensor = |shape: &[usize], dtype| tensor(gpu, shape, dtype);
+    match case.op {
+        Op::Linear { m, n, k } => {
+            let (x, w) = (tensor(&[m, k], dtype)?, tensor(&[n, k], dtype)?);
+            let (down, up) = (tensor(&[RANK, k], dtype)?, tensor(&[n, RANK], dtype)?);
+            let loras = lora(&down, &up, case.pass);
+            let args = LinearArgs { loras: &loras, ..Default::default() };
+            pass(gpu, case.pass, &[&x, &down, &up], &|tape| linear(tape, &x, &w, &args))
+        }
+        Op::Conv { batch, side, inputs, outputs } => {
+            let x = tensor(&[batch, side, side, inputs], dtype)?;
+            let w = tensor(&[outputs, 3, 3, inputs], dtype)?;
+            let (down, up) = (tensor(&[RANK, 3, 3, inputs], dtype)?, tensor(&[outputs, RANK], dtype)?);
+            let loras = lora(&down, &up, case.pass);
+            let args = ConvArgs { loras: &loras, ..Default::default() };
+            pass(gpu, case.pass, &[&x, &down, &up], &|tape| conv2d(tape, &x, &w, &args))
+        }
+        Op::Attention { batch, queries, keys, heads, dim } => {
+            let q = tensor(&[batch, queries, heads * dim], dtype)?;
+            let (k, v) =
+                (tensor(&[batch, keys, heads * dim], dtype)?, tensor(&[batch, keys, heads * dim], dtype)?);
+            let args = AttentionArgs { heads, causal: false };
+            pass(gpu, case.pass, &[&q, &k, &v], &|tape| attention(tape, &q, &k, &v, &args))
+        }
+        Op::GroupNorm { batch, side, channels, groups } => {
+            let x = tensor(&[batch, side, side, channels], dtype)?;
+            let affine = tensor(&[channels], DType::F32)?;
+            let args = GroupNormArgs { groups, eps: 1e-5, silu: true, add: None, out: None };
+            pass(gpu, case.pass, &[&x], &|tape| group_norm(tape, &x, &affine, &affine, &args))
+        }
+        Op::LayerNorm { rows, channels } => {
+            let x = tensor(&[rows, channels], dtype)?;
+            let affine = tensor(&[channels], DType::F32)?;
+            pass(gpu, case.pass, &[&x], &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5, dtype))
+        }
+        Op::Geglu { rows, channels } => {
+            let x = tensor(&[rows, 2 * channels], dtype)?;
+            pass(gpu, case.pass, &[&x], &|tape| geglu(tape, &x))
         }
     }
-    for [tokens, keys, c] in [[1024, 1024, 320], [256, 256, 640], [1024, 77, 320]] {
-        let (q, k) = (tensor(gpu, &[1, tokens, c], dtype)?, tensor(gpu, &[1, keys, c], dtype)?);
-        let args = AttentionArgs { heads: 8, causal: false };
-        row(format!("attention {tokens}×{keys}, 8 heads of {}", c / 8), &|tape| {
-            attention(tape, &q, &k, &k, &args)
-        })?;
+}
+
+fn lora<'a>(down: &'a Tensor, up: &'a Tensor, pass: Pass) -> Vec<Lora<'a>> {
+    match pass {
+        Pass::Forward | Pass::Backward => Vec::new(),
+        Pass::Lora | Pass::LoraBackward => vec![Lora { down, up, scale: 1.0, gate: Gate::Scalar(1.0) }],
     }
-    let x = tensor(gpu, &[1, 32, 32, 320], dtype)?;
-    let affine = tensor(gpu, &[320], DType::F32)?;
-    let args = GroupNormArgs { groups: 32, eps: 1e-5, silu: true, add: None, out: None };
-    row("group norm + SiLU 32×32×320".into(), &|tape| group_norm(tape, &x, &affine, &affine, &args))?;
-    row("layer norm 1024×320".into(), &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5, x.dtype()))?;
-    let x = tensor(gpu, &[1024, 2560], dtype)?;
-    row("GEGLU 1024×1280".into(), &|tape| geglu(tape, &x))?;
-    // the LoRAs of rank 16 on what reads the text in 16 blocks
-    let (down, all) = (tensor(gpu, &[512, 768], DType::F32)?, 0..512 * 768);
-    let rows = Rows::new(gpu, &[all], 768)?;
-    for k in [33, 129] {
-        let axes: Vec<f32> = (0..k * 768).map(|i| if i % 769 == 0 { 1.0 } else { 0.0 }).collect();
-        let basis = Tensor::from_f32(gpu, &axes, &[k, 768], DType::F32)?;
-        row(format!("project 512×768 off {k}"), &|_| {
-            project(&down, &rows, &basis, None)?;
-            Ok(down.clone())
-        })?;
+}
+
+/// Times `op` alone, or with the way back: to all of `inputs`, of which the last two may be a LoRA that is not there.
+fn pass(
+    gpu: &Gpu,
+    pass: Pass,
+    inputs: &[&Tensor],
+    op: &dyn Fn(&Tape) -> strata_engine::Result<Tensor>,
+) -> Result<Measured> {
+    if matches!(pass, Pass::Forward | Pass::Lora) {
+        let off = Tape::off();
+        return measure(gpu, &|| Ok(op(&off).map(drop)?));
     }
-    Ok(())
+    let grad_out = {
+        let y = op(&Tape::off())?;
+        tensor(gpu, y.shape(), y.dtype())?
+    };
+    // gradients of parameters are summed up in f32
+    let sinks: Vec<Tensor> = match pass {
+        Pass::LoraBackward => inputs[1..]
+            .iter()
+            .map(|t| Tensor::zeros(gpu, t.shape(), DType::F32))
+            .collect::<strata_engine::Result<_>>()?,
+        _ => Vec::new(),
+    };
+    measure(gpu, &|| {
+        let tape = strata_kernels::tape();
+        match pass {
+            Pass::LoraBackward => {
+                tape.track(inputs[0]);
+                inputs[1..].iter().zip(&sinks).for_each(|(t, sink)| tape.track_into(t, sink));
+            }
+            _ => inputs.iter().for_each(|t| tape.track(t)),
+        }
+        let y = op(&tape)?;
+        tape.backward(&y, grad_out.clone())?;
+        Ok(())
+    })
 }
 
 /// Values that are neither equal nor large.
-fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
+pub fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
     let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
-    Tensor::from_f32(gpu, &values, shape, dtype)
-}
-
-fn time(gpu: &Gpu, name: &str, op: &dyn Fn(&Tape) -> Result<Tensor>) -> Result<()> {
-    let tape = Tape::off();
-    let batch = |count: u32| -> Result<Duration> {
-        gpu.wait()?;
-        let start = Instant::now();
-        for _ in 0..count {
-            op(&tape)?;
-        }
-        gpu.wait()?;
-        Ok(start.elapsed() / count)
-    };
-    let before = gpu.stats().flops;
-    let once = batch(1)?.min(batch(1)?);
-    let flops = (gpu.stats().flops - before) / 2;
-    let count = (BATCH.as_secs_f64() / once.as_secs_f64()).ceil().clamp(1.0, 1000.0) as u32;
-    let mut times = (0..5).map(|_| Ok(batch(count)?.as_secs_f64())).collect::<Result<Vec<f64>>>()?;
-    times.sort_by(f64::total_cmp);
-    let median = times[2];
-    let spread = 100.0 * (times[4] - times[0]) / median;
-    println!("{name:44} {:10.3} {spread:9.1} {:9.1}", median * 1e3, flops as f64 / median / 1e9);
-    Ok(())
+    let values: Vec<f32> = (0..count).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 291.0).collect();
+    Ok(Tensor::from_f32(gpu, &values, shape, dtype)?)
 }

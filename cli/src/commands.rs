@@ -1,6 +1,7 @@
 //! The commands, and the arguments that several of them have.
 
 mod batch;
+pub mod bench;
 pub mod dataset;
 pub mod demo;
 pub mod devices;

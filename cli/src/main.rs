@@ -28,6 +28,7 @@ Examples:
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
   strata probe sd15 --lora lora.safetensors       what a LoRA does with its tag and without
+  strata bench                                    how fast kernels and steps are here
 
 `strata COMMAND --help` says more about each.";
 
@@ -41,6 +42,7 @@ enum Command {
     Generate(commands::generate::Generate),
     Probe(commands::probe::Probe),
     Parity(commands::parity::Parity),
+    Bench(commands::bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Generate(command) => command.run(&mut out),
         Command::Probe(command) => command.run(&mut out),
         Command::Parity(command) => command.run(&mut out),
+        Command::Bench(command) => command.run(&mut out),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,6 +61,8 @@ pub struct Caps {
     pub f16: bool,
     /// Immediate data (push constants); without it params go through a uniform arena.
     pub immediates: bool,
+    /// A clock of its own, that passes can be timed with.
+    pub timestamps: bool,
     /// Kernel bodies in use.
     pub gemm: GemmVariant,
     /// The cooperative matrices that the adapter offers, of those that GEMMs can use; `STRATA_COOP=0` hides them.
@@ -116,6 +118,8 @@ pub struct Stats {
     pub launches: u64,
     /// Floating-point operations the launches declared.
     pub flops: u64,
+    /// Bytes of the launches' bindings: what they move if they read and write each byte once.
+    pub bytes: u64,
 }
 
 pub(crate) struct Inner {
@@ -295,6 +299,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
         cpu,
         f16: features.contains(wgpu::Features::SHADER_F16),
         immediates: features.contains(wgpu::Features::IMMEDIATES) && !immediates_off,
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         gemm: options.gemm.or_else(from_env).unwrap_or(match cpu {
             true => GemmVariant::Lane,
             false => coop.unwrap_or(GemmVariant::Tile),
@@ -330,6 +335,7 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     let mut features = wgpu::Features::empty();
     features.set(wgpu::Features::SHADER_F16, caps.f16);
     features.set(wgpu::Features::IMMEDIATES, caps.immediates);
+    features.set(wgpu::Features::TIMESTAMP_QUERY, caps.timestamps);
     let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
     if caps.gemm.side().is_some() {
         if caps.coop != Some(caps.gemm) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::gpu::{Caps, Inner, Stats};
 use crate::shader::{Def, Shader, render};
+use crate::timing::Timer;
 use crate::{Error, Gpu, Params, Result, Tensor};
 
 /// Launches between two submits at most.
@@ -29,6 +30,7 @@ pub struct Launch<'a> {
     params: (&'static str, Vec<u8>),
     grid: [u32; 3],
     flops: u64,
+    note: &'static str,
 }
 
 impl<'a> Launch<'a> {
@@ -42,6 +44,7 @@ impl<'a> Launch<'a> {
             params: ("", Vec::new()),
             grid: [1; 3],
             flops: 0,
+            note: "",
         }
     }
 
@@ -95,6 +98,12 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// Says which body or pass of its shader this is, for [`Gpu::profile`].
+    pub fn note(mut self, note: &'static str) -> Self {
+        self.note = note;
+        self
+    }
+
     /// Records the launch; it runs in order with every other one.
     ///
     /// # Errors
@@ -145,6 +154,7 @@ pub(crate) struct Recorder {
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     arena: Option<Arena>,
     pub stats: Stats,
+    pub timer: Option<Timer>,
 }
 
 impl Recorder {
@@ -160,6 +170,7 @@ impl Recorder {
             bind_groups: HashMap::new(),
             arena: (!caps.immediates).then(|| Arena::new(device)),
             stats: Stats::default(),
+            timer: None,
         }
     }
 
@@ -193,9 +204,12 @@ impl Recorder {
         });
         let encoder =
             self.encoder.get_or_insert_with(|| inner.device.create_command_encoder(&Default::default()));
-        let pass = self
-            .pass
-            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let timer = &mut self.timer;
+        let pass = self.pass.get_or_insert_with(|| {
+            let timestamp_writes = timer.as_mut().and_then(|timer| timer.next(inner));
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+        });
         pass.set_pipeline(pipeline);
         pass.set_bind_group(0, &*bind_group, &[]);
         match &mut self.arena {
@@ -209,8 +223,15 @@ impl Recorder {
             }
         }
         pass.dispatch_workgroups(launch.grid[0], launch.grid[1], launch.grid[2]);
+        let bytes = launch.bindings.iter().map(|(_, t, _)| t.binding_bytes()).sum();
         self.stats.launches += 1;
         self.stats.flops += launch.flops;
+        self.stats.bytes += bytes;
+        if let Some(timer) = self.timer.as_mut().filter(|timer| timer.each) {
+            let label = format!("{} {}", launch.shader.name, launch.note).trim_end().to_string();
+            timer.launches.push((label, launch.flops, bytes));
+            self.pass = None;
+        }
         self.pending += 1;
         self.pending_flops += launch.flops;
         if self.pending >= LAUNCHES_PER_SUBMIT || self.pending_flops >= self.flops_per_submit {

@@ -13,6 +13,7 @@ mod readback;
 mod shader;
 mod tape;
 mod tensor;
+mod timing;
 
 #[doc(hidden)]
 pub use bytemuck;
@@ -23,3 +24,4 @@ pub use params::Params;
 pub use shader::{Def, Shader, render};
 pub use tape::{Grads, Tape};
 pub use tensor::{DType, Tensor, TensorId};
+pub use timing::LaunchTime;

@@ -41,13 +41,7 @@ impl Tensor {
         let staging = self.gpu().staging(bytes);
         self.gpu().recorder().copy(inner, &self.block.buffer, offset, &staging, bytes);
         self.gpu().flush();
-        let (send, receive) = std::sync::mpsc::channel();
-        staging.map_async(wgpu::MapMode::Read, ..bytes, move |r| drop(send.send(r)));
-        self.gpu().poll("reading a tensor back")?;
-        let lost = |cause: String| Error::Lost { doing: "reading a tensor back", cause };
-        receive.recv().map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
-        let content = staging.get_mapped_range(..bytes).map_err(|e| lost(e.to_string()))?.to_vec();
-        staging.unmap();
+        let content = self.gpu().map(&staging, bytes)?;
         if staging.size() <= KEPT {
             self.gpu().pool().staging = Some(staging);
         }
@@ -56,6 +50,19 @@ impl Tensor {
 }
 
 impl Gpu {
+    /// Waits for all that was submitted and returns what is then in a buffer that the host can read.
+    pub(crate) fn map(&self, staging: &wgpu::Buffer, bytes: u64) -> Result<Vec<u8>> {
+        const DOING: &str = "reading from the GPU";
+        let (send, receive) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, ..bytes, move |r| drop(send.send(r)));
+        self.poll(DOING)?;
+        let lost = |cause: String| Error::Lost { doing: DOING, cause };
+        receive.recv().map_err(|e| lost(e.to_string()))?.map_err(|e| lost(e.to_string()))?;
+        let content = staging.get_mapped_range(..bytes).map_err(|e| lost(e.to_string()))?.to_vec();
+        staging.unmap();
+        Ok(content)
+    }
+
     /// A buffer that the host can read: the last one, if it is free and large enough.
     fn staging(&self, bytes: u64) -> wgpu::Buffer {
         let mut pool = self.pool();

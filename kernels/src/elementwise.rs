@@ -165,6 +165,15 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     Op { name: "cast", act: Act::None, from: x.dtype(), to: dtype }.run(x, None, x.shape(), n, n)
 }
 
+/// The same values in memory of their own: what an adapter's memory can do, nothing else. No gradient.
+///
+/// # Errors
+/// The driver's alone.
+pub fn copy(x: &Tensor) -> Result<Tensor> {
+    let n = x.len();
+    Op { name: "cast", act: Act::None, from: x.dtype(), to: x.dtype() }.run(x, None, x.shape(), n, n)
+}
+
 /// The specification of [`geglu`]; x is `[rows, 2 c]`.
 pub fn geglu_reference(x: &[f64], c: usize) -> Vec<f64> {
     x.chunks_exact(2 * c).flat_map(|row| (0..c).map(|i| row[i] * Act::Gelu.of(row[c + i]))).collect()
@@ -175,11 +184,10 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
         for vec in [false, true] {
             for (from, to) in [(DType::F32, DType::F16), (DType::F16, DType::F32)] {
-                variant::<ElementwiseParams>(
-                    out,
-                    &SHADER,
-                    defs(Op { name: "cast", act: Act::None, from, to }, vec, wg),
-                )?;
+                for to in [from, to] {
+                    let op = Op { name: "cast", act: Act::None, from, to };
+                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, wg))?;
+                }
                 for name in ["add", "geglu", "geglu_grad"] {
                     let op = Op { name, act: Act::None, from, to: from };
                     variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, wg))?;

@@ -170,6 +170,7 @@ impl<'a> Gemm<'a> {
             .params(&params)
             .grid(fold_grid(body.tiles(m, n)))
             .flops(2 * u64::from(m) * u64::from(n) * depth)
+            .note(body.name)
             .run()?;
         Ok(out)
     }
@@ -178,6 +179,8 @@ impl<'a> Gemm<'a> {
 /// The kernel body and how much of the output one of its workgroups makes.
 #[derive(Clone)]
 pub(crate) struct Body {
+    /// Rows × columns of one workgroup.
+    pub name: &'static str,
     pub shader: &'static Shader,
     /// Rows and columns of one workgroup.
     pub tile: [u32; 2],
@@ -193,7 +196,7 @@ pub(crate) struct Body {
 /// | 32×16 | 23           | 8         | 5        |
 /// | 64×8  | 20           | 11        | 4        |
 /// | 16×16 | 20           | 6         | 10       |
-const LANE_TILES: [[u32; 2]; 3] = [[32, 16], [64, 8], [16, 16]];
+const LANE_TILES: [(&str, [u32; 2]); 3] = [("32×16", [32, 16]), ("64×8", [64, 8]), ("16×16", [16, 16])];
 
 impl Body {
     /// The body for a product of weights of this type, m × n.
@@ -212,12 +215,12 @@ impl Body {
     }
 
     pub fn tile() -> Body {
-        Body { shader: &TILE, tile: [64, 64], defs: Defs::new() }
+        Body { name: "64×64", shader: &TILE, tile: [64, 64], defs: Defs::new() }
     }
 
-    fn lane(tile: [u32; 2]) -> Body {
+    fn lane((name, tile): (&'static str, [u32; 2])) -> Body {
         let defs = vec![("RR", (tile[0] / 8).into()), ("CC", tile[1].into())];
-        Body { shader: &LANE, tile, defs }
+        Body { name, shader: &LANE, tile, defs }
     }
 
     fn tiles(&self, m: u32, n: u32) -> u32 {

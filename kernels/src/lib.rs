@@ -25,7 +25,7 @@ mod variants;
 pub use attention::{AttentionArgs, attention};
 pub use blend::blend;
 pub use conv2d::{ConvArgs, ConvShape, Padding, conv2d};
-pub use elementwise::{Act, activation, add, cast, geglu};
+pub use elementwise::{Act, activation, add, cast, copy, geglu};
 pub use embedding::{embedding, timestep_embedding};
 pub use frozen::{Gate, Lora};
 pub use gemm::gemm_variant;

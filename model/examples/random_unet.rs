@@ -6,12 +6,12 @@
 //! are scaled by their fan-in, so that activations stay within f16; one seed always gives the same file.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use half::f16;
 use safetensors::Dtype;
-use strata_model::{Result, UnetConfig, header, unet_tensors, write_atomic};
+use strata_model::{Result, UnetConfig, header, random_weights, unet_tensors, write_atomic};
 
 const CONFIG: &str = r#"{
   "_class_name": "UNet2DConditionModel",
@@ -72,47 +72,14 @@ fn write(folder: &Path, tiny: bool, seed: u64) -> Result<()> {
 
     // by name, as the header wants them
     let tensors = unet_tensors(&UnetConfig::open(&config)?)?;
-    let tensors: BTreeMap<&str, &[usize]> =
-        tensors.iter().map(|t| (t.names[0].as_str(), t.shapes[0].as_slice())).collect();
+    let tensors: BTreeMap<&str, _> = tensors.iter().map(|t| (t.names[0].as_str(), t)).collect();
     write_atomic(&folder.join("diffusion_pytorch_model.safetensors"), |out| {
-        let shapes = tensors.iter().map(|(name, shape)| (*name, shape.to_vec()));
+        let shapes = tensors.iter().map(|(name, info)| (*name, info.shapes[0].clone()));
         out.write_all(&header(Dtype::F16, shapes, &BTreeMap::new())?)?;
         let mut out = BufWriter::with_capacity(1 << 20, out);
-        for (i, (name, shape)) in tensors.iter().enumerate() {
-            write_tensor(&mut out, name, shape, Random(seed ^ ((i as u64) << 32)))?;
+        for value in tensors.values().flat_map(|info| random_weights(info, seed)) {
+            out.write_all(&f16::from_f32(value).to_le_bytes())?;
         }
         out.flush()
     })
-}
-
-fn write_tensor(out: &mut impl Write, name: &str, shape: &[usize], mut random: Random) -> io::Result<()> {
-    // what ends a residual branch is kept small, or the sum over all branches grows too large
-    let ends_branch =
-        [".conv2.", ".to_out.0.", ".ff.net.2.", ".proj_out."].iter().any(|end| name.contains(end));
-    let fan_in: usize = shape[1..].iter().product();
-    let (mean, deviation) = match shape.len() {
-        1 if name.contains("norm") && name.ends_with("weight") => (1.0, 0.1),
-        1 => (0.0, 0.05),
-        _ if ends_branch => (0.0, 0.3 / (fan_in as f32).sqrt()),
-        _ => (0.0, 1.0 / (fan_in as f32).sqrt()),
-    };
-    for _ in 0..shape.iter().product() {
-        out.write_all(&f16::from_f32(mean + deviation * random.next()).to_le_bytes())?;
-    }
-    Ok(())
-}
-
-/// Uniform numbers with mean 0 and variance 1 (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> f32 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
-        let unit = (z >> 40) as f32 / (1u64 << 24) as f32;
-        (2.0 * unit - 1.0) * 3f32.sqrt()
-    }
 }

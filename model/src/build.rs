@@ -10,6 +10,7 @@ use std::thread;
 
 use strata_engine::{DType, Gpu, Tensor};
 
+use crate::random::random_weights;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -111,8 +112,7 @@ pub(crate) fn sketch<P: Plan>(plan: &P) -> Result<(P::Model<()>, Vec<WeightInfo>
     Ok((model, tensors))
 }
 
-/// Reads a model onto the GPU. A thread of its own reads, converts and reorders one tensor ahead of the upload, so
-/// that no more than a few tensors are in host memory at a time.
+/// Reads a model onto the GPU.
 ///
 /// # Errors
 /// A tensor is missing, misshapen or left over, or the GPU is out of memory.
@@ -122,23 +122,42 @@ pub(crate) fn load<P: Plan>(
     gpu: &Gpu,
     dtype: DType,
 ) -> Result<P::Model<Tensor>> {
+    let model = assemble(plan, gpu, dtype, &mut |info| read(&mut weights, info))?;
+    weights.finish()?;
+    Ok(model)
+}
+
+/// Makes a model of random weights on the GPU, see [`random_weights`].
+///
+/// # Errors
+/// The GPU is out of memory.
+pub(crate) fn load_random<P: Plan>(plan: &P, gpu: &Gpu, dtype: DType, seed: u64) -> Result<P::Model<Tensor>> {
+    assemble(plan, gpu, dtype, &mut |info| Ok(turn(info, random_weights(info, seed))))
+}
+
+/// Builds a model of what `fetch` returns. A thread of its own fetches one tensor ahead of the upload, so that no more than
+/// a few tensors are in host memory at a time.
+fn assemble<P: Plan>(
+    plan: &P,
+    gpu: &Gpu,
+    dtype: DType,
+    fetch: &mut (dyn FnMut(&WeightInfo) -> Result<Vec<f32>> + Send),
+) -> Result<P::Model<Tensor>> {
     let (_, tensors) = sketch(plan)?;
     thread::scope(|scope| {
         let (send, receive) = sync_channel(1);
         scope.spawn(move || {
             for info in &tensors {
-                let values = read(&mut weights, info);
+                let values = fetch(info);
                 let failed = values.is_err();
                 // the other side hangs up where it failed itself
                 if send.send(values).is_err() || failed {
                     return;
                 }
             }
-            let _ = send.send(weights.finish().map(|()| Vec::new()));
         });
         let mut uploads = Uploads { gpu, dtype, values: receive, bytes: 0 };
         let model = plan.build(&mut Builder::new(&mut |info| uploads.next(&info)))?;
-        uploads.receive()?;
         uploads.wait()?;
         Ok(model)
     })
@@ -147,11 +166,15 @@ pub(crate) fn load<P: Plan>(
 fn read(weights: &mut Weights, info: &WeightInfo) -> Result<Vec<f32>> {
     let names: Vec<&str> = info.names.iter().map(String::as_str).collect();
     let shapes: Vec<&[usize]> = info.shapes.iter().map(Vec::as_slice).collect();
-    let values = weights.take_any(&names, &shapes)?;
-    Ok(match (info.role, shapes[0]) {
+    Ok(turn(info, weights.take_any(&names, &shapes)?))
+}
+
+/// From the order of files to that of the GPU.
+fn turn(info: &WeightInfo, values: Vec<f32>) -> Vec<f32> {
+    match (info.role, &info.shapes[0][..]) {
         (Role::Kernel, &[_, inputs, height, width]) => turned(&values, [inputs, height * width]),
         _ => values,
-    })
+    }
 }
 
 /// [n, rows, columns] to [n, columns, rows]: how kernels change between files (channel, place) and the GPU (place, channel).
@@ -176,13 +199,9 @@ struct Uploads<'a> {
 }
 
 impl Uploads<'_> {
-    fn receive(&mut self) -> Result<Vec<f32>> {
-        let stopped = |_| Error::io("read", "weights")(io::Error::other("the reading thread stopped"));
-        self.values.recv().map_err(stopped)?
-    }
-
     fn next(&mut self, info: &WeightInfo) -> Result<Tensor> {
-        let values = self.receive()?;
+        let stopped = |_| Error::io("read", "weights")(io::Error::other("the reading thread stopped"));
+        let values = self.values.recv().map_err(stopped)??;
         let dtype = if info.role == Role::Vector { DType::F32 } else { self.dtype };
         let tensor = Tensor::from_f32(self.gpu, &values, &info.stored_shape(), dtype)?;
         self.bytes += values.len() * dtype.bytes() as usize;

@@ -5,7 +5,7 @@ use std::path::Path;
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, AttentionArgs, attention, embedding};
 
-use crate::build::{Builder, Plan, load};
+use crate::build::{Builder, Plan, load, load_random};
 use crate::config::{self, ClipConfig, pooled_index};
 use crate::layers::{LayerNorm, Linear};
 use crate::weights::Weights;
@@ -103,6 +103,14 @@ impl Clip {
         // 0, 1, 2, …, which old versions of transformers stored
         weights.ignore("embeddings.position_ids");
         load(&config, weights, gpu, dtype)
+    }
+
+    /// One of random weights, see [`random_weights`](crate::random_weights).
+    ///
+    /// # Errors
+    /// The GPU is out of memory.
+    pub fn random(gpu: &Gpu, config: &ClipConfig, dtype: DType, seed: u64) -> Result<Self> {
+        load_random(config, gpu, dtype, seed)
     }
 
     /// What the model looks like.

@@ -8,7 +8,7 @@ use std::path::Path;
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, activation, timestep_embedding};
 
-use crate::build::{Builder, Plan, WeightInfo, load, sketch};
+use crate::build::{Builder, Plan, WeightInfo, load, load_random, sketch};
 use crate::config::UnetConfig;
 use crate::layers::{Conv2d, GroupNorm, Layer, LayerInfo, Linear};
 use crate::lora::LoraSet;
@@ -108,9 +108,20 @@ impl Unet {
     pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
         let config = UnetConfig::open(&folder.join("config.json"))?;
         let weights = Weights::open(folder, "diffusion_pytorch_model")?;
-        let mut unet = load(&config, weights, gpu, dtype)?;
-        unet.layers = unet.list_layers();
-        Ok(unet)
+        Ok(load(&config, weights, gpu, dtype)?.listed())
+    }
+
+    /// One of random weights, see [`random_weights`](crate::random_weights).
+    ///
+    /// # Errors
+    /// The GPU is out of memory.
+    pub fn random(gpu: &Gpu, config: &UnetConfig, dtype: DType, seed: u64) -> Result<Self> {
+        Ok(load_random(config, gpu, dtype, seed)?.listed())
+    }
+
+    fn listed(mut self) -> Self {
+        self.layers = self.list_layers();
+        self
     }
 
     /// What the model looks like.

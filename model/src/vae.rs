@@ -5,7 +5,7 @@ use std::path::Path;
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, AttentionArgs, Padding, attention, split, upsample_nearest};
 
-use crate::build::{Builder, Plan, load};
+use crate::build::{Builder, Plan, load, load_random};
 use crate::config::VaeConfig;
 use crate::layers::{Conv2d, GroupNorm, Linear};
 use crate::resnet::{Resnet, ResnetArgs};
@@ -278,6 +278,14 @@ impl Vae {
     pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
         let config = VaeConfig::open(&folder.join("config.json"))?;
         load(&config, Weights::open(folder, "diffusion_pytorch_model")?, gpu, dtype)
+    }
+
+    /// One of random weights, see [`random_weights`](crate::random_weights).
+    ///
+    /// # Errors
+    /// The GPU is out of memory.
+    pub fn random(gpu: &Gpu, config: &VaeConfig, dtype: DType, seed: u64) -> Result<Self> {
+        load_random(config, gpu, dtype, seed)
     }
 
     /// What the model looks like.

@@ -214,6 +214,6 @@ fn write_png(path: &Path, picture: &Image) -> Result<()> {
 
 /// A progress bar on stderr, invisible where that is no terminal.
 pub(super) fn bar(steps: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} left");
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} left {msg}");
     ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -13,16 +13,18 @@ const BK: u32 = 32;
 /// How a workgroup shares its part of the output.
 #[derive(Clone, Copy)]
 struct Shape {
+    /// Rows × columns, with matrices of 8 × 8 and with those of 16 × 16.
+    names: [&'static str; 2],
     /// Subgroups over rows and columns.
     subgroups: [u32; 2],
     /// Cooperative matrices of each, over rows and columns.
     matrices: [u32; 2],
 }
 
-const LARGE: Shape = Shape { subgroups: [2, 2], matrices: [4, 4] };
-const SMALL: Shape = Shape { subgroups: [2, 2], matrices: [2, 2] };
+const LARGE: Shape = Shape { names: ["64×64", "128×128"], subgroups: [2, 2], matrices: [4, 4] };
+const SMALL: Shape = Shape { names: ["32×32", "64×64"], subgroups: [2, 2], matrices: [2, 2] };
 /// For few columns: the rank of a LoRA.
-const THIN: Shape = Shape { subgroups: [4, 1], matrices: [2, 1] };
+const THIN: Shape = Shape { names: ["64×8", "128×16"], subgroups: [4, 1], matrices: [2, 1] };
 
 /// So many workgroups of the large shape keep a large GPU busy.
 const BUSY: u32 = 128;
@@ -64,7 +66,7 @@ impl Shape {
             ("WG", (sm * sn * subgroup).into()),
             ("SV", if quads { 4u32 } else { 1 }.into()),
         ];
-        Body { shader: &COOP, tile: self.tile(side), defs }
+        Body { name: self.names[usize::from(side == 16)], shader: &COOP, tile: self.tile(side), defs }
     }
 }
 

@@ -85,6 +85,21 @@ impl ClipConfig {
         f.finish()?;
         Ok(config)
     }
+
+    /// That of CLIP ViT-L/14, which Stable Diffusion 1.5 reads texts with.
+    pub fn sd15() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            hidden_act: Act::QuickGelu,
+            layer_norm_eps: 1e-5,
+            max_position_embeddings: 77,
+            eos_token_id: 49407,
+        }
+    }
 }
 
 /// Which token's state is CLIP's pooled output: the first `eos_token_id`, or the first of the highest id where the

@@ -173,6 +173,27 @@ impl UnetConfig {
         Ok(config)
     }
 
+    /// Stable Diffusion 1.5's.
+    pub fn sd15() -> Self {
+        Self {
+            in_channels: 4,
+            out_channels: 4,
+            block_out_channels: vec![320, 640, 1280, 1280],
+            down_blocks: vec![true, true, true, false],
+            up_blocks: vec![false, true, true, true],
+            heads: vec![8; 4],
+            layers_per_block: 2,
+            cross_attention_dim: 768,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            use_linear_projection: false,
+            upcast_attention: false,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            sample_size: 64,
+        }
+    }
+
     /// Width of the time embedding after its two linear layers.
     pub fn time_embed_dim(&self) -> usize {
         4 * self.block_out_channels[0]

@@ -61,6 +61,22 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// Stable Diffusion 1.5's.
+    pub fn sd15() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+        }
+    }
+
     /// How many image pixels a latent pixel spans, per side.
     pub fn downscale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
