@@ -113,7 +113,7 @@ pub(crate) fn square(side: usize) -> Case {
 }
 
 /// The kernels of the U-Net at latents of `latent` × `latent` (64 for pictures of 512 × 512), for each batch.
-pub fn cases(latent: usize, batches: &[usize]) -> Vec<Case> {
+pub(crate) fn cases(latent: usize, batches: &[usize]) -> Vec<Case> {
     use Pass::{Backward, Forward, Lora, LoraBackward};
     let mut cases: Vec<Case> = Vec::new();
     let mut add = |op: Op, passes: &[Pass]| {

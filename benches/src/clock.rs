@@ -13,6 +13,9 @@ const BATCHES: usize = 5;
 const LONG: Duration = Duration::from_secs(10);
 const FEW_BATCHES: usize = 3;
 
+/// Something to be run again and again.
+pub type Work<'a> = Box<dyn Fn() -> Result<()> + 'a>;
+
 /// What one run of some work takes.
 #[derive(Clone, Debug)]
 pub struct Measured {

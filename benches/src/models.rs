@@ -6,7 +6,7 @@ use strata_kernels::{AdamW, adamw, grad_norm, mse};
 use strata_model::{Clip, ClipConfig, Cx, Gates, LoraSet, Rule, Selection, Unet, UnetConfig, Vae, VaeConfig};
 
 use crate::case::{RANK, TEXT};
-use crate::clock::{Measured, measure};
+use crate::clock::Work;
 use crate::ops::tensor;
 
 const SEED: u64 = 0;
@@ -36,19 +36,18 @@ impl Setting<'_> {
 pub struct Step<M> {
     /// What the table calls it, given the batch and the side of latents.
     pub name: fn(usize, usize) -> String,
-    /// Times it.
-    pub time: fn(&mut M, Setting<'_>) -> Result<Measured>,
+    /// Makes it ready to be run.
+    pub work: for<'a> fn(&'a mut M, Setting<'a>) -> Result<Work<'a>>,
 }
 
 /// Text to states.
 pub const CLIP: [Step<Clip>; 1] = [Step {
     name: |batch, _| format!("CLIP {batch}×{}", TEXT[0]),
-    time: |clip, setting| {
+    work: |clip, setting| {
         let shape = [setting.batch, TEXT[0]];
         let ids: Vec<u32> = (0..shape[0] * shape[1]).map(|i| (i * 641 % 49_408) as u32).collect();
         let ids = Tensor::from_u32(setting.gpu, &ids, &shape)?;
-        let tape = Tape::off();
-        measure(setting.gpu, &|| Ok(clip.forward(&Cx::new(&tape), &ids, 0).map(drop)?))
+        Ok(Box::new(move || Ok(clip.forward(&Cx::new(&Tape::off()), &ids, 0).map(drop)?)))
     },
 }];
 
@@ -56,19 +55,17 @@ pub const CLIP: [Step<Clip>; 1] = [Step {
 pub const VAE: [Step<Vae>; 2] = [
     Step {
         name: |batch, side| format!("VAE encode {batch}×{0}×{0}", 8 * side),
-        time: |vae, setting| {
+        work: |vae, setting| {
             let side = 8 * setting.latent;
             let pictures = tensor(setting.gpu, &[setting.batch, side, side, 3], setting.dtype)?;
-            let tape = Tape::off();
-            measure(setting.gpu, &|| Ok(vae.encode(&Cx::new(&tape), &pictures).map(drop)?))
+            Ok(Box::new(move || Ok(vae.encode(&Cx::new(&Tape::off()), &pictures).map(drop)?)))
         },
     },
     Step {
         name: |batch, side| format!("VAE decode {batch}×{0}×{0}", 8 * side),
-        time: |vae, setting| {
+        work: |vae, setting| {
             let latents = setting.latents(setting.dtype)?;
-            let tape = Tape::off();
-            measure(setting.gpu, &|| Ok(vae.decode(&Cx::new(&tape), &latents).map(drop)?))
+            Ok(Box::new(move || Ok(vae.decode(&Cx::new(&Tape::off()), &latents).map(drop)?)))
         },
     },
 ];
@@ -78,19 +75,19 @@ pub const VAE: [Step<Vae>; 2] = [
 pub const UNET: [Step<Unet>; 3] = [
     Step {
         name: |batch, side| format!("U-Net forward {batch}×{side}×{side}"),
-        time: |unet, setting| {
+        work: |unet, setting| {
+            unet.detach_all();
             let inputs = Inputs::new(setting)?;
-            let tape = Tape::off();
-            measure(setting.gpu, &|| Ok(inputs.predict(unet, &Cx::new(&tape)).map(drop)?))
+            Ok(Box::new(move || Ok(inputs.predict(unet, &Cx::new(&Tape::off())).map(drop)?)))
         },
     },
     Step {
         name: |batch, side| format!("training step {batch}×{side}×{side}"),
-        time: |unet, setting| Training::time(unet, setting, false),
+        work: |unet, setting| Training::work(unet, setting, false),
     },
     Step {
         name: |batch, side| format!("training step, recomputing {batch}×{side}×{side}"),
-        time: |unet, setting| Training::time(unet, setting, true),
+        work: |unet, setting| Training::work(unet, setting, true),
     },
 ];
 
@@ -141,13 +138,11 @@ struct Training {
 }
 
 impl Training {
-    fn time(unet: &mut Unet, setting: Setting<'_>, recompute: bool) -> Result<Measured> {
+    fn work<'a>(unet: &'a mut Unet, setting: Setting<'a>, recompute: bool) -> Result<Work<'a>> {
+        unet.detach_all();
         unet.set_gradient_checkpointing(recompute);
         let training = Training::new(unet, setting)?;
-        let measured = measure(setting.gpu, &|| training.step(unet));
-        unet.set_gradient_checkpointing(false);
-        unet.detach_all();
-        measured
+        Ok(Box::new(move || training.step(unet)))
     }
 
     fn new(unet: &mut Unet, setting: Setting<'_>) -> Result<Training> {

@@ -8,48 +8,50 @@ use strata_kernels::{
 };
 
 use crate::case::{Case, Op, Pass, RANK};
-use crate::clock::{Measured, measure};
+use crate::clock::Work;
 
-/// Times a case.
-pub fn time(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Measured> {
+/// A case, ready to be run.
+pub fn work(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Work<'static>> {
     let tensor = |shape: &[usize], dtype| tensor(gpu, shape, dtype);
+    let pass = case.pass;
     match case.op {
         Op::Linear { m, n, k } => {
             let (x, w) = (tensor(&[m, k], dtype)?, tensor(&[n, k], dtype)?);
             let (down, up) = (tensor(&[RANK, k], dtype)?, tensor(&[n, RANK], dtype)?);
-            let loras = lora(&down, &up, case.pass);
-            let args = LinearArgs { loras: &loras, ..Default::default() };
-            pass(gpu, case.pass, &[&x, &down, &up], &|tape| linear(tape, &x, &w, &args))
+            prepare(pass, [x, down, up], move |tape, [x, down, up]| {
+                let loras = lora(down, up, pass);
+                linear(tape, x, &w, &LinearArgs { loras: &loras, ..Default::default() })
+            })
         }
         Op::Conv { batch, side, inputs, outputs } => {
             let x = tensor(&[batch, side, side, inputs], dtype)?;
             let w = tensor(&[outputs, 3, 3, inputs], dtype)?;
             let (down, up) = (tensor(&[RANK, 3, 3, inputs], dtype)?, tensor(&[outputs, RANK], dtype)?);
-            let loras = lora(&down, &up, case.pass);
-            let args = ConvArgs { loras: &loras, ..Default::default() };
-            pass(gpu, case.pass, &[&x, &down, &up], &|tape| conv2d(tape, &x, &w, &args))
+            prepare(pass, [x, down, up], move |tape, [x, down, up]| {
+                let loras = lora(down, up, pass);
+                conv2d(tape, x, &w, &ConvArgs { loras: &loras, ..Default::default() })
+            })
         }
         Op::Attention { batch, queries, keys, heads, dim } => {
-            let q = tensor(&[batch, queries, heads * dim], dtype)?;
-            let (k, v) =
-                (tensor(&[batch, keys, heads * dim], dtype)?, tensor(&[batch, keys, heads * dim], dtype)?);
+            let of = |tokens| tensor(&[batch, tokens, heads * dim], dtype);
             let args = AttentionArgs { heads, causal: false };
-            pass(gpu, case.pass, &[&q, &k, &v], &|tape| attention(tape, &q, &k, &v, &args))
+            prepare(pass, [of(queries)?, of(keys)?, of(keys)?], move |tape, [q, k, v]| {
+                attention(tape, q, k, v, &args)
+            })
         }
         Op::GroupNorm { batch, side, channels, groups } => {
             let x = tensor(&[batch, side, side, channels], dtype)?;
             let affine = tensor(&[channels], DType::F32)?;
             let args = GroupNormArgs { groups, eps: 1e-5, silu: true, add: None, out: None };
-            pass(gpu, case.pass, &[&x], &|tape| group_norm(tape, &x, &affine, &affine, &args))
+            prepare(pass, [x], move |tape, [x]| group_norm(tape, x, &affine, &affine, &args))
         }
         Op::LayerNorm { rows, channels } => {
             let x = tensor(&[rows, channels], dtype)?;
             let affine = tensor(&[channels], DType::F32)?;
-            pass(gpu, case.pass, &[&x], &|tape| layer_norm(tape, &x, &affine, &affine, 1e-5, dtype))
+            prepare(pass, [x], move |tape, [x]| layer_norm(tape, x, &affine, &affine, 1e-5, dtype))
         }
         Op::Geglu { rows, channels } => {
-            let x = tensor(&[rows, 2 * channels], dtype)?;
-            pass(gpu, case.pass, &[&x], &|tape| geglu(tape, &x))
+            prepare(pass, [tensor(&[rows, 2 * channels], dtype)?], |tape, [x]| geglu(tape, x))
         }
     }
 }
@@ -61,42 +63,33 @@ fn lora<'a>(down: &'a Tensor, up: &'a Tensor, pass: Pass) -> Vec<Lora<'a>> {
     }
 }
 
-/// Times `op` alone, or with the way back: to all of `inputs`, of which the last two may be a LoRA that is not there.
-fn pass(
-    gpu: &Gpu,
+/// `op` alone, or with the way back: to all of `inputs`, of which those after the first may be a LoRA.
+fn prepare<const N: usize>(
     pass: Pass,
-    inputs: &[&Tensor],
-    op: &dyn Fn(&Tape) -> strata_engine::Result<Tensor>,
-) -> Result<Measured> {
+    inputs: [Tensor; N],
+    op: impl Fn(&Tape, &[Tensor; N]) -> strata_engine::Result<Tensor> + 'static,
+) -> Result<Work<'static>> {
     if matches!(pass, Pass::Forward | Pass::Lora) {
-        let off = Tape::off();
-        return measure(gpu, &|| Ok(op(&off).map(drop)?));
+        return Ok(Box::new(move || Ok(op(&Tape::off(), &inputs).map(drop)?)));
     }
+    let gpu = inputs[0].gpu();
     let grad_out = {
-        let y = op(&Tape::off())?;
+        let y = op(&Tape::off(), &inputs)?;
         tensor(gpu, y.shape(), y.dtype())?
     };
     // gradients of parameters are summed up in f32
-    let sinks: Vec<Tensor> = match pass {
-        Pass::LoraBackward => inputs[1..]
-            .iter()
-            .map(|t| Tensor::zeros(gpu, t.shape(), DType::F32))
-            .collect::<strata_engine::Result<_>>()?,
-        _ => Vec::new(),
-    };
-    measure(gpu, &|| {
+    let parameters = if pass == Pass::LoraBackward { &inputs[1..] } else { &[] };
+    let sink = |t: &Tensor| Tensor::zeros(gpu, t.shape(), DType::F32);
+    let sinks = parameters.iter().map(sink).collect::<strata_engine::Result<Vec<_>>>()?;
+    Ok(Box::new(move || {
         let tape = strata_kernels::tape();
-        match pass {
-            Pass::LoraBackward => {
-                tape.track(inputs[0]);
-                inputs[1..].iter().zip(&sinks).for_each(|(t, sink)| tape.track_into(t, sink));
-            }
-            _ => inputs.iter().for_each(|t| tape.track(t)),
-        }
-        let y = op(&tape)?;
+        let (free, parameters) = inputs.split_at(N - sinks.len());
+        free.iter().for_each(|t| tape.track(t));
+        parameters.iter().zip(&sinks).for_each(|(t, sink)| tape.track_into(t, sink));
+        let y = op(&tape, &inputs)?;
         tape.backward(&y, grad_out.clone())?;
         Ok(())
-    })
+    }))
 }
 
 /// Values that are neither equal nor large.

@@ -2,12 +2,12 @@
 
 use anyhow::{Result, ensure};
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::copy;
+use strata_kernels::{Choice, Tuning, copy};
 
-use crate::case::square;
+use crate::case::{cases, square};
 use crate::clock::{Measured, measure};
 use crate::models::{self, Setting, Step};
-use crate::{Case, Report, Row, cases, ops};
+use crate::{Case, Report, Row, ops};
 
 /// Sides of the square products whose best is the ceiling: on CPU adapters, and on GPUs.
 const SQUARES: [&[usize]; 2] = [&[512, 1024], &[1024, 2048, 4096, 8192]];
@@ -43,6 +43,16 @@ impl Options {
     }
 }
 
+/// The kernels that [`run`] times: square products, of which every run times all, and those of the U-Net.
+pub fn list(gpu: &Gpu, options: &Options) -> Vec<Case> {
+    let all = squares(gpu).into_iter().chain(cases(options.latent, &options.batches));
+    all.filter(|case| options.wants(&case.name)).collect()
+}
+
+fn squares(gpu: &Gpu) -> Vec<Case> {
+    SQUARES[usize::from(!gpu.caps().cpu)].iter().map(|side| square(*side)).collect()
+}
+
 /// Times what the options ask for. `show` hears of each row when it is done, with the report so far; `next` hears what
 /// comes next, how many rows are done and how many there are.
 ///
@@ -55,10 +65,8 @@ pub fn run(
     show: &mut dyn FnMut(&Report, &Row) -> Result<()>,
 ) -> Result<Report> {
     let Options { dtype, latent, .. } = *options;
-    let gpu_kind = usize::from(!gpu.caps().cpu);
-    let squares: Vec<Case> = SQUARES[gpu_kind].iter().map(|side| square(*side)).collect();
-    let kernels: Vec<Case> =
-        cases(latent, &options.batches).into_iter().filter(|case| options.wants(&case.name)).collect();
+    let squares = squares(gpu);
+    let kernels: Vec<Case> = list(gpu, options).into_iter().filter(|case| !squares.contains(case)).collect();
     let models = options.count(&models::CLIP) + options.count(&models::VAE) + options.count(&models::UNET);
     ensure!(
         kernels.len() + models > 0 || squares.iter().any(|case| options.wants(&case.name)),
@@ -68,14 +76,58 @@ pub fn run(
     let total = 1 + squares.len() + kernels.len() + models;
     let mut run = Run { gpu, options, report: Report::new(gpu, dtype, latent), done: 0, total, next, show };
 
-    run.ceilings(&squares, COPIED[gpu_kind])?;
+    run.ceilings(&squares, COPIED[usize::from(!gpu.caps().cpu)])?;
     for case in &kernels {
-        run.time(&case.name, || ops::time(gpu, dtype, case))?;
+        run.announce(&case.name);
+        let measured = measure(gpu, &*ops::work(gpu, dtype, case)?)?;
+        run.push(&case.name, &measured)?;
     }
     run.steps(&models::CLIP, || models::clip(gpu, dtype))?;
     run.steps(&models::VAE, || models::vae(gpu, dtype))?;
     run.steps(&models::UNET, || models::unet(gpu, dtype))?;
     Ok(run.report)
+}
+
+/// Finds the fastest body for each product of square matrices, CLIP, VAE, U-Net and training step that was not tuned yet;
+/// `next` hears what comes next. Options that say `only` what to time say nothing here.
+///
+/// # Errors
+/// The GPU fails.
+pub fn tune(
+    gpu: &Gpu,
+    options: &Options,
+    tuning: &mut Tuning,
+    next: &mut dyn FnMut(&str),
+) -> Result<Vec<Choice>> {
+    let dtype = options.dtype;
+    strata_kernels::tune(gpu, tuning, || {
+        for case in squares(gpu) {
+            next(&case.name);
+            ops::work(gpu, dtype, &case)?()?;
+        }
+        tune_steps(gpu, options, &models::CLIP, next, || models::clip(gpu, dtype))?;
+        tune_steps(gpu, options, &models::VAE, next, || models::vae(gpu, dtype))?;
+        // what recomputes has the products of what does not
+        tune_steps(gpu, options, &models::UNET[..2], next, || models::unet(gpu, dtype))
+    })
+}
+
+fn tune_steps<M>(
+    gpu: &Gpu,
+    options: &Options,
+    steps: &[Step<M>],
+    next: &mut dyn FnMut(&str),
+    open: impl FnOnce() -> Result<M>,
+) -> Result<()> {
+    let mut model = open()?;
+    let Options { dtype, latent, .. } = *options;
+    for step in steps {
+        for &batch in &options.batches {
+            next(&(step.name)(batch, latent));
+            (step.work)(&mut model, Setting { gpu, dtype, latent, batch })?()?;
+        }
+    }
+    Ok(())
 }
 
 struct Run<'a> {
@@ -101,7 +153,7 @@ impl Run<'_> {
         let mut measured = vec![(format!("copy {} MiB", copied >> 20), copying)];
         for case in squares {
             self.announce(&case.name);
-            let product = ops::time(gpu, dtype, case)?;
+            let product = measure(gpu, &*ops::work(gpu, dtype, case)?)?;
             let ceilings = &mut self.report.ceilings;
             ceilings.gemm_tflops = ceilings.gemm_tflops.max(product.flops as f64 / product.seconds / 1e12);
             measured.push((case.name.clone(), product));
@@ -117,17 +169,13 @@ impl Run<'_> {
         let Options { dtype, latent, .. } = *self.options;
         for step in steps {
             for (batch, name) in self.options.rows(step) {
+                self.announce(&name);
                 let setting = Setting { gpu: self.gpu, dtype, latent, batch };
-                self.time(&name, || (step.time)(&mut model, setting))?;
+                let measured = measure(self.gpu, &*(step.work)(&mut model, setting)?)?;
+                self.push(&name, &measured)?;
             }
         }
         Ok(())
-    }
-
-    fn time(&mut self, name: &str, work: impl FnOnce() -> Result<Measured>) -> Result<()> {
-        self.announce(name);
-        let measured = work()?;
-        self.push(name, &measured)
     }
 
     fn announce(&mut self, name: &str) {

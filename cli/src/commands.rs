@@ -10,6 +10,7 @@ pub mod layers;
 pub mod parity;
 pub mod probe;
 pub mod train;
+mod tuning;
 
 use std::io::{self, Write};
 
@@ -26,9 +27,11 @@ pub struct GpuArgs {
 }
 
 impl GpuArgs {
-    /// Opens it.
+    /// Opens it, tuned as it was last.
     pub fn open(&self) -> Result<Gpu> {
-        Ok(Gpu::open(&GpuOptions { adapter: self.adapter.clone(), ..GpuOptions::default() })?)
+        let gpu = Gpu::open(&GpuOptions { adapter: self.adapter.clone(), ..GpuOptions::default() })?;
+        tuning::apply(&gpu);
+        Ok(gpu)
     }
 }
 

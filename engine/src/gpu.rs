@@ -1,5 +1,7 @@
 //! Choosing a GPU adapter, opening it, and the one queue everything goes through.
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
@@ -130,7 +132,8 @@ pub(crate) struct Inner {
     pub lost: Arc<AtomicBool>,
     pub pool: Mutex<Pool>,
     pub recorder: Mutex<Recorder>,
-    pub coop_works: OnceLock<bool>,
+    /// Of [`Gpu::once`], by type.
+    pub made: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 /// An open GPU adapter. Cloning is cheap; all clones share one queue, one pool and one set of caches.
@@ -195,9 +198,18 @@ impl Gpu {
         self.0.debug
     }
 
-    /// Whether cooperative matrices do what they should here: what `test` found the first time.
-    pub fn coop_works(&self, test: impl FnOnce(&Gpu) -> bool) -> bool {
-        *self.0.coop_works.get_or_init(|| test(self))
+    /// A value of this type that belongs to this adapter: what `make` returned the first time.
+    pub fn once<T: Clone + Send + Sync + 'static>(&self, make: impl FnOnce(&Gpu) -> T) -> T {
+        let cell = {
+            let mut made = self.0.made.lock().unwrap_or_else(|e| e.into_inner());
+            let empty = || Arc::new(OnceLock::<T>::new()) as Arc<dyn Any + Send + Sync>;
+            made.entry(TypeId::of::<T>()).or_insert_with(empty).clone()
+        };
+        // not under the lock: making one value may ask for another
+        match cell.downcast::<OnceLock<T>>() {
+            Ok(cell) => cell.get_or_init(|| make(self)).clone(),
+            Err(_) => unreachable!("cells are kept by their type"),
+        }
     }
 
     /// Counters since opening.
@@ -368,5 +380,5 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     let recorder = Mutex::new(Recorder::new(&device, &caps));
     let debug = options.debug;
     let pool = Mutex::new(Pool::default());
-    Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder, coop_works: OnceLock::new() })))
+    Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder, made: Mutex::default() })))
 }

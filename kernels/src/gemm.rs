@@ -6,8 +6,10 @@
 use strata_engine::{DType, Def, Error, GemmVariant, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
 mod coop;
+mod tune;
 
 pub use coop::gemm_variant;
+pub use tune::{Choice, Tuning, tune, tuning_name, use_tuning};
 
 use crate::Act;
 use crate::variants::{ACT, CONV, Defs, Variant, variant};
@@ -139,7 +141,7 @@ impl<'a> Gemm<'a> {
         };
         let body = match &self.body {
             Some(body) => body.clone(),
-            None => Body::new(gpu, self.b.dtype(), [m, n]),
+            None => tune::body(&self, op, shape)?,
         };
         let features = Features {
             types: [self.a.dtype(), self.b.dtype(), self.out],
@@ -189,28 +191,42 @@ pub(crate) struct Body {
 }
 
 /// Rows and columns of a workgroup of 8 invocations, which lie over the rows: for most products, for few columns
-/// (the rank of a LoRA), and for few rows. On llvmpipe (Mesa 26), in GFLOP per CPU-second (NT, f32, m×n×k):
+/// (the rank of a LoRA), for few rows, for very few, and one that is there to be tuned. On llvmpipe (Mesa 26), in GFLOP per
+/// CPU-second (NT, f32, m×n×k):
 ///
 /// | tile  | 1024×256×256 | 1024×8×32 | 16×96×96 |
 /// |-------|--------------|-----------|----------|
 /// | 32×16 | 23           | 8         | 5        |
 /// | 64×8  | 20           | 11        | 4        |
 /// | 16×16 | 20           | 6         | 10       |
-const LANE_TILES: [(&str, [u32; 2]); 3] = [("32×16", [32, 16]), ("64×8", [64, 8]), ("16×16", [16, 16])];
+///
+/// 8×16 does 4×1280×1280 in f16 1.3 times as fast as 16×16.
+const LANE_TILES: [(&str, [u32; 2]); 5] =
+    [("32×16", [32, 16]), ("64×8", [64, 8]), ("16×16", [16, 16]), ("8×16", [8, 16]), ("32×8", [32, 8])];
 
 impl Body {
     /// The body for a product of weights of this type, m × n.
     fn new(gpu: &Gpu, weights: DType, [m, n]: [u32; 2]) -> Body {
         match gpu.caps().gemm {
-            GemmVariant::Lane if n <= 8 => Body::lane(LANE_TILES[1]),
-            GemmVariant::Lane if m <= 16 => Body::lane(LANE_TILES[2]),
-            GemmVariant::Lane => Body::lane(LANE_TILES[0]),
-            GemmVariant::Coop8 | GemmVariant::Coop16
-                if weights == DType::F16 && gpu.coop_works(coop::works) =>
-            {
+            GemmVariant::Lane => Body::lane(match (m, n) {
+                (..=8, _) => LANE_TILES[3],
+                (..=16, _) => LANE_TILES[2],
+                (_, ..=8) => LANE_TILES[1],
+                _ => LANE_TILES[0],
+            }),
+            GemmVariant::Coop8 | GemmVariant::Coop16 if weights == DType::F16 && coop::trusted(gpu) => {
                 coop::body(gpu.caps(), [m, n]).unwrap_or_else(Body::tile)
             }
             GemmVariant::Tile | GemmVariant::Coop8 | GemmVariant::Coop16 => Body::tile(),
+        }
+    }
+
+    /// All that could run a product here.
+    fn all(gpu: &Gpu) -> Vec<Body> {
+        match gpu.caps().gemm {
+            GemmVariant::Lane => LANE_TILES.map(Body::lane).to_vec(),
+            GemmVariant::Tile => vec![Body::tile()],
+            GemmVariant::Coop8 | GemmVariant::Coop16 => coop::fitting(gpu.caps()),
         }
     }
 

@@ -28,7 +28,7 @@ pub use conv2d::{ConvArgs, ConvShape, Padding, conv2d};
 pub use elementwise::{Act, activation, add, cast, copy, geglu};
 pub use embedding::{embedding, timestep_embedding};
 pub use frozen::{Gate, Lora};
-pub use gemm::gemm_variant;
+pub use gemm::{Choice, Tuning, gemm_variant, tune, tuning_name, use_tuning};
 pub use group_norm::{GroupNormArgs, group_norm};
 pub use image::{concat, split, upsample_nearest};
 pub use layer_norm::layer_norm;

@@ -279,3 +279,33 @@ fn parameters_gather_their_gradient_in_their_sink() {
     tape.track(&p);
     assert_eq!(run(tape).get(&p).unwrap().to_f32().unwrap(), [3.0, 5.0]);
 }
+
+#[test]
+fn launches_are_timed() {
+    let gpu = gpu(Setup::Lane);
+    let (x, w) = (vector(&gpu, &[1.0; 4096]), vector(&gpu, &[1.0; 4096]));
+    let work = |factor| scaled(&Tape::off(), &x, &w, factor);
+    let ((), none) = gpu.time(|| Ok::<_, Error>(())).unwrap();
+    assert_eq!(none, None, "nothing was launched");
+    let (_, seconds) = gpu.time(|| work(2.0)).unwrap();
+    assert_eq!(seconds.is_some(), gpu.caps().timestamps);
+    assert!(seconds.is_none_or(|s| s > 0.0 && s < 10.0), "{seconds:?}");
+
+    let before = gpu.stats();
+    let (_, launches) = gpu
+        .profile(|| {
+            work(2.0)?;
+            work(3.0)
+        })
+        .unwrap();
+    assert_eq!((launches.len() as u64, gpu.stats().launches - before.launches), (2, 2));
+    assert_eq!(launches.iter().map(|l| l.bytes).sum::<u64>(), gpu.stats().bytes - before.bytes);
+    for launch in &launches {
+        assert!(launch.label == "toy" && launch.bytes >= 3 * 4 * 4096, "{launch:?}");
+        assert_eq!(launch.seconds.is_some(), gpu.caps().timestamps);
+    }
+    // what fails leaves no timer behind
+    assert!(gpu.time(|| Err::<(), _>(Error::op("test", "refused"))).is_err());
+    work(2.0).unwrap();
+    assert_eq!(gpu.profile(|| work(2.0)).unwrap().1.len(), 1);
+}

@@ -21,3 +21,4 @@ mod support;
 mod toy;
 mod training;
 mod trigger;
+mod tuning;

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use serde_json::json;
-use strata_benches::{Options, Report, Row, cases, compare, roofline, run};
+use strata_benches::{Options, Report, Row, compare, list, roofline, run, tune};
 use strata_engine::Gpu;
+use strata_kernels::Choice;
 use strata_model::write_atomic;
 
 use super::generate::bar;
-use super::{Dtype, GpuArgs, note};
+use super::{Dtype, GpuArgs, note, tuning};
 
 /// Latents of pictures of 512 × 512, and batches, on GPUs; and on CPU adapters, which are a thousand times slower.
 const DEFAULTS: [(usize, &[usize]); 2] = [(64, &[1, 4]), (32, &[1])];
@@ -30,6 +31,7 @@ Examples:
   strata bench 'training step' --kernels                which kernels a step consists of
   strata bench --save before.json --plot roofline.png   keep the numbers, and draw them
   strata bench --compare before.json                    what is faster or slower than then
+  strata bench --tune --batch 2                         tune for training with a batch of 2
   STRATA_COOP=0 strata bench conv                       without cooperative matrices")]
 pub struct Bench {
     /// Only rows whose name contains one of these
@@ -49,6 +51,10 @@ pub struct Bench {
     /// Name the kernels that would be timed, and stop; with --json also their sizes, for other programs to time
     #[arg(long)]
     list: bool,
+    /// First find the fastest way to run each matrix product of these models at these sizes, and keep it for all commands.
+    /// Results stay the same to the last bit
+    #[arg(long)]
+    tune: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -84,10 +90,13 @@ impl Bench {
             only: self.filter.clone(),
         };
         if self.list {
-            return self.list(out, &options);
+            return self.list(out, &gpu, &options);
         }
 
         let bar = bar(0);
+        if self.tune {
+            self.tune(out, &gpu, &options, &bar)?;
+        }
         let report = self.measure(out, &gpu, &options, &bar);
         bar.finish_and_clear();
         let report = report?;
@@ -157,12 +166,30 @@ impl Bench {
         run(gpu, options, &mut next, &mut show)
     }
 
-    fn list(&self, out: &mut impl Write, options: &Options) -> Result<()> {
-        let wanted = |name: &str| {
-            options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()))
-        };
-        let cases: Vec<_> =
-            cases(options.latent, &options.batches).into_iter().filter(|case| wanted(&case.name)).collect();
+    fn tune(&self, out: &mut impl Write, gpu: &Gpu, options: &Options, bar: &ProgressBar) -> Result<()> {
+        let mut tuning = tuning::load(gpu);
+        let mut next = |name: &str| bar.set_message(format!("tuning {name}"));
+        let found = tune(gpu, options, &mut tuning, &mut next)?;
+        let path = tuning::save(gpu, &tuning)?;
+        let faster: Vec<_> = found.iter().filter(|choice| choice.body != choice.usual).collect();
+        note(&format!(
+            "tuned {} products, {} of them faster now; kept in {}",
+            found.len(),
+            faster.len(),
+            path.display()
+        ));
+        if !self.json {
+            for Choice { product, usual, body, speedup } in faster {
+                bar.suspend(|| {
+                    writeln!(out, "{product:52} {body} instead of {usual}: {speedup:.2} times as fast")
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&self, out: &mut impl Write, gpu: &Gpu, options: &Options) -> Result<()> {
+        let cases = list(gpu, options);
         ensure!(!cases.is_empty(), "no kernel's name contains {}", options.only.join(" or "));
         match self.json {
             true => writeln!(out, "{}", serde_json::to_string_pretty(&cases)?)?,

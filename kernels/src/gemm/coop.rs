@@ -4,7 +4,7 @@ use strata_engine::{Caps, DType, GemmVariant, Gpu, Result, Shader, Tensor};
 
 use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 
-static COOP: Shader =
+pub(super) static COOP: Shader =
     Shader { name: "gemm_coop", source: include_str!("../gemm_coop.wgsl"), includes: &[VEC, IO, ACT, CONV] };
 
 /// Values of k that are in workgroup memory at once.
@@ -23,6 +23,8 @@ struct Shape {
 
 const LARGE: Shape = Shape { names: ["64×64", "128×128"], subgroups: [2, 2], matrices: [4, 4] };
 const SMALL: Shape = Shape { names: ["32×32", "64×64"], subgroups: [2, 2], matrices: [2, 2] };
+/// For columns that the large shape would waste, as it does a sixth of 320; chosen by tuning alone.
+const TALL: Shape = Shape { names: ["64×32", "128×64"], subgroups: [2, 2], matrices: [4, 2] };
 /// For few columns: the rank of a LoRA.
 const THIN: Shape = Shape { names: ["64×8", "128×16"], subgroups: [4, 1], matrices: [2, 1] };
 
@@ -35,7 +37,7 @@ fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
     match (side, cpu) {
         (_, true) => &[SMALL, THIN],
         (8, false) => &[LARGE, THIN],
-        _ => &[LARGE, SMALL, THIN],
+        _ => &[LARGE, SMALL, TALL, THIN],
     }
 }
 
@@ -84,7 +86,7 @@ pub(super) fn body(caps: &Caps, [m, n]: [u32; 2]) -> Option<Body> {
     };
     let shape = match shapes(side, caps.cpu) {
         _ if n <= side => THIN,
-        [large, small, _] if !fits(*large) || !busy(*large) => *small,
+        [large, small, _, _] if !fits(*large) || !busy(*large) => *small,
         others => others[0],
     };
     fits(shape).then(|| of(caps, shape, side))
@@ -103,18 +105,32 @@ pub(super) fn bodies() -> Vec<Body> {
     adapters.into_iter().flat_map(of).collect()
 }
 
+/// The bodies that the adapter has the memory for.
+pub(super) fn fitting(caps: &Caps) -> Vec<Body> {
+    let Some(side) = caps.gemm.side() else { return Vec::new() };
+    let fits = |shape: &&Shape| shape.memory(side) <= caps.max_workgroup_memory;
+    shapes(side, caps.cpu).iter().filter(fits).map(|shape| of(caps, *shape, side)).collect()
+}
+
+/// What [`works`] found the first time.
+#[derive(Clone, Copy)]
+struct Works(bool);
+
+/// Whether cooperative matrices do here what they should.
+pub(super) fn trusted(gpu: &Gpu) -> bool {
+    gpu.once(|gpu| Works(works(gpu))).0
+}
+
 /// Whether every shape gives what the `tile` body gives, for products and 3×3 convolutions, there and back, twice: drivers have
 /// offered cooperative matrices that they do not have, and naga writes them without the memory operands that Vulkan's
 /// memory model asks for (gfx-rs/wgpu#8805).
-pub(super) fn works(gpu: &Gpu) -> bool {
-    let Some(side) = gpu.caps().gemm.side() else { return false };
-    let fits = |shape: &&Shape| shape.memory(side) <= gpu.caps().max_workgroup_memory;
-    let fit = shapes(side, gpu.caps().cpu).iter().filter(fits);
-    let mut bodies = fit.map(|shape| of(gpu.caps(), *shape, side));
-    bodies.all(|body| {
-        let agree = |layout, conv| agrees(gpu, &body, layout, conv).unwrap_or(false);
-        [Layout::Nt, Layout::Nn].into_iter().all(|layout| agree(layout, false) && agree(layout, true))
-    })
+fn works(gpu: &Gpu) -> bool {
+    let bodies = fitting(gpu.caps());
+    !bodies.is_empty()
+        && bodies.into_iter().all(|body| {
+            let agree = |layout, conv| agrees(gpu, &body, layout, conv).unwrap_or(false);
+            [Layout::Nt, Layout::Nn].into_iter().all(|layout| agree(layout, false) && agree(layout, true))
+        })
 }
 
 /// Compares a body with the `tile` body on numbers without any symmetry.
@@ -159,7 +175,7 @@ fn agrees(gpu: &Gpu, body: &Body, layout: Layout, conv: bool) -> Result<bool> {
 /// The bodies in use: where the adapter's cooperative matrices do not do what they should, `Tile`.
 pub fn gemm_variant(gpu: &Gpu) -> GemmVariant {
     match gpu.caps().gemm {
-        GemmVariant::Coop8 | GemmVariant::Coop16 if !gpu.coop_works(works) => GemmVariant::Tile,
+        GemmVariant::Coop8 | GemmVariant::Coop16 if !trusted(gpu) => GemmVariant::Tile,
         variant => variant,
     }
 }

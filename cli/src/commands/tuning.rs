@@ -1,0 +1,46 @@
+//! What `strata bench --tune` found, kept in the user's cache folder: a file for each GPU adapter, driver and version of the kernels.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use strata_engine::Gpu;
+use strata_kernels::{Tuning, tuning_name, use_tuning};
+use strata_model::write_atomic;
+
+use super::note;
+
+fn path(gpu: &Gpu) -> Option<PathBuf> {
+    Some(dirs::cache_dir()?.join("strata").join(format!("gemm-{}.json", tuning_name(gpu))))
+}
+
+/// What was found on this adapter; nothing where it was never tuned, or where the file cannot be read.
+pub fn load(gpu: &Gpu) -> Tuning {
+    let Some(path) = path(gpu) else { return Tuning::default() };
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Tuning::default(),
+        Err(e) => return ignored(&path, &e),
+    };
+    serde_json::from_slice(&text).unwrap_or_else(|e| ignored(&path, &e))
+}
+
+fn ignored(path: &std::path::Path, e: &dyn std::fmt::Display) -> Tuning {
+    note(&format!("{} is ignored: {e}; `strata bench --tune` writes it anew", path.display()));
+    Tuning::default()
+}
+
+/// Lets the adapter's kernels make use of it.
+pub fn apply(gpu: &Gpu) {
+    use_tuning(gpu, &load(gpu));
+}
+
+/// Keeps what was found.
+pub fn save(gpu: &Gpu, tuning: &Tuning) -> Result<PathBuf> {
+    let path = path(gpu).context("this system names no cache folder for the user")?;
+    let folder = path.parent().unwrap_or(&path);
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    write_atomic(&path, |file| serde_json::to_writer_pretty(file, tuning).map_err(Into::into))?;
+    Ok(path)
+}
