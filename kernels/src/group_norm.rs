@@ -18,8 +18,10 @@ params! {
     struct GroupNormParams { batch: u32, tokens: u32, c: u32, groups: u32, slice: u32, slices: u32, eps: f32 }
 }
 
-/// Loop iterations of an invocation over its slice, two passes together; see `group_norm.wgsl`.
+/// Loop iterations of an invocation over its slice where it stands alone; see `group_norm.wgsl`.
 const ITERATIONS: usize = 30_000;
+/// Tokens of a slice that a workgroup goes through, so that there are workgroups for a whole GPU.
+const TOKENS: usize = 512;
 
 /// What group norm does besides normalising.
 #[derive(Clone, Copy, Debug)]
@@ -140,7 +142,7 @@ pub fn group_norm(
         return Err(Error::op("group_norm", format!("{a:?} is added to {x:?}; it must be [{batch}, {c}]")));
     }
     let (tokens, width) = (x.len() / (batch * c).max(1), c / args.groups);
-    let slice = (ITERATIONS / 2 / (width + 2)).clamp(1, tokens.max(1));
+    let slice = if lane(x.gpu()) { ITERATIONS / (width + 2) } else { TOKENS }.clamp(1, tokens.max(1));
     let params = GroupNormParams {
         batch: batch as u32,
         tokens: tokens as u32,

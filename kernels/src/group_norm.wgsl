@@ -1,7 +1,8 @@
 // Group norm over channels-last images, SiLU fused; {{ PASS }}.
 //
 //   u = x + add[b, c]          x^ = (u - mean[b, g]) rstd[b, g]          n = gamma x^ + beta          y = n or silu(n)
-//   stats:      mean and sum of squared deviations of u over a slice of the tokens and the channels of g; two passes
+//   stats:      mean and sum of squared deviations of u over a slice of the tokens and the channels of g, in one pass: with s the
+//               mean of the first token and d = u - s, mean = s + sum d / n and sum (u - mean)^2 = sum d^2 - (sum d)^2 / n
 //   grad_sums:  sum w and sum w x^ over a slice, w = gamma dn, dn = dy or dy silu'(n)
 //   merge:      mean, rstd of (b, g) from its slices (Chan et al. 1983); of the sums, their sum
 //   apply:      y
@@ -130,11 +131,20 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     let end = min(begin + p.slice, p.tokens);
     var sum = vec2<f32>();
     {% if PASS == "stats" %}
-    {% call each_value() %}block.x += load(at, b, c);{% endcall %}
-    let mean = workgroup_sum(sum, lid).x / f32(width * (end - begin));
-    sum = vec2<f32>();
-    {% call each_value() %}let d = load(at, b, c) - mean; block.x = fma(d, d, block.x);{% endcall %}
-    let result = vec2<f32>(mean, workgroup_sum(sum, lid).x);
+    // near the mean, or the difference of both sums would lose what it is made of
+    var near = 0.0;
+    for (var k = 0u; k < width; k++) {
+        let c = g * width + k;
+        near += load((b * p.tokens + begin) * p.c + c, b, c);
+    }
+    near /= f32(width);
+    {% call each_value() %}
+    let d = load(at, b, c) - near;
+    block = fma(vec2<f32>(d), vec2<f32>(1.0, d), block);
+    {% endcall %}
+    let total = workgroup_sum(sum, lid);
+    let offset = total.x / f32(width * (end - begin));
+    let result = vec2<f32>(near + offset, max(fma(-offset, total.x, total.y), 0.0));
     {% else %}
     let stat = stats[bg];
     {% call each_value() %}
