@@ -16,7 +16,7 @@ pub enum GemmVariant {
     Lane,
     /// 64×64 tiles and sums in workgroup memory: everything else.
     Tile,
-    /// Cooperative matrices of 8×8×8 (Apple's simdgroups), f16 with f32 sums, for GEMMs in f16; else as `Tile`.
+    /// Cooperative matrices of 8×8×8 (Apple's simdgroups), f16 with f32 sums, for GEMMs and attention in f16; else as `Tile`.
     Coop8,
     /// Cooperative matrices of 16×16×16 (NVIDIA's tensor cores, AMD's from RDNA 3 on), likewise.
     Coop16,
@@ -356,8 +356,8 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
             return Err(Error::Open { name: caps.name, cause });
         }
         features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
-        // SAFETY: only the cooperative GEMM is compiled with it. Its text is validated and run in tests, and on every
-        // adapter it is first held to the `tile` body; where they differ it is not used.
+        // SAFETY: only GEMMs and attention on cooperative matrices are compiled with it. Their text is validated and run in
+        // tests, and on every adapter first held to the other bodies; where they differ it is not used.
         experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
     }
     let request = adapter.request_device(&wgpu::DeviceDescriptor {

@@ -1,12 +1,17 @@
 //! Multi-head attention without a score matrix: online softmax forward; backward in two kernels, one per query and one
-//! per key, without atomics.
+//! per key, without atomics. In f16 its products run on cooperative matrices where the adapter has them ([`coop`]).
 //!
 //! Saved for the way back: q, k, v, and log-sum-exp per query.
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
+mod coop;
+
+pub(crate) use coop::works;
+
 use crate::variants::{Defs, Variant, variant};
 use crate::workgroup;
+use coop::Matrices;
 
 static SHADER: Shader = Shader {
     name: "attention",
@@ -40,32 +45,45 @@ fn on_cpu(wg: u32) -> bool {
     wg == crate::WORKGROUPS[0]
 }
 
-#[derive(Clone, Copy)]
-struct Pass {
-    name: &'static str,
-    causal: bool,
-    /// Channels of a head.
-    d: usize,
+/// The kernels of an attention.
+#[derive(Clone, Copy, PartialEq)]
+enum Pass {
+    /// On cooperative matrices alone; elsewhere `Forward` does it too.
+    Lse,
+    Forward,
+    Delta,
+    Queries,
+    Keys,
 }
 
 impl Pass {
-    /// Width of a vector, vectors an invocation keeps, and how many invocations share a head.
-    fn parts(self, wg: u32) -> (usize, usize, usize) {
-        let width = if self.d.is_multiple_of(4) { 4 } else { 1 };
-        let vectors = self.d / width;
-        let most = if on_cpu(wg) { CPU_VECTORS } else { VECTORS[usize::from(self.name != "forward")] };
+    fn name(self) -> &'static str {
+        match self {
+            Pass::Lse => "lse",
+            Pass::Forward => "forward",
+            Pass::Delta => "delta",
+            Pass::Queries => "queries",
+            Pass::Keys => "keys",
+        }
+    }
+
+    /// Width of a vector, vectors of a head that an invocation keeps, and how many invocations share a head of d channels.
+    fn parts(self, d: usize, wg: u32) -> (usize, usize, usize) {
+        let width = if d.is_multiple_of(4) { 4 } else { 1 };
+        let vectors = d / width;
+        let most = if on_cpu(wg) { CPU_VECTORS } else { VECTORS[usize::from(self != Pass::Forward)] };
         let kept = vectors.min(most);
         (width, kept, vectors.div_ceil(kept))
     }
 
-    fn defs(self, dtype: DType, wg: u32) -> Defs {
-        let (width, kept, parts) = self.parts(wg);
-        let vectors = self.d / width;
+    fn defs(self, d: usize, causal: bool, dtype: DType, wg: u32) -> Defs {
+        let (width, kept, parts) = self.parts(d, wg);
+        let vectors = d / width;
         let unroll =
             if parts == 1 { 1 } else { (1..=16).rev().find(|u| vectors.is_multiple_of(*u)).unwrap_or(1) };
         vec![
-            ("PASS", self.name.into()),
-            ("CAUSAL", self.causal.into()),
+            ("PASS", self.name().into()),
+            ("CAUSAL", causal.into()),
             ("T", dtype.wgsl().into()),
             ("W", (width as u32).into()),
             ("N", (kept as u32).into()),
@@ -77,16 +95,39 @@ impl Pass {
     }
 }
 
-fn launch<'a>(x: &'a Tensor, p: &AttentionParams, name: &'static str, causal: bool) -> Launch<'a> {
-    let wg = workgroup(x.gpu());
-    let pass = Pass { name, causal, d: p.d as usize };
-    let tokens = if name == "keys" { p.tk } else { p.tq };
-    let (_, kept, parts) = pass.parts(wg);
-    let parts = if name == "delta" { 1 } else { parts as u32 };
-    Launch::new(x.gpu(), &SHADER)
-        .defs(pass.defs(x.dtype(), wg))
-        .params(p)
-        .grid(fold_grid(p.batch * p.heads * parts * tokens.div_ceil(wg * tokens_each(wg, kept))))
+/// An attention: its numbers, and the body that computes it.
+#[derive(Clone, Copy)]
+struct Call {
+    p: AttentionParams,
+    causal: bool,
+    /// Without them, invocations work on tokens of their own.
+    matrices: Option<Matrices>,
+}
+
+impl Call {
+    fn launch<'a>(&self, x: &'a Tensor, pass: Pass) -> Launch<'a> {
+        let p = &self.p;
+        let launch = match self.matrices {
+            Some(matrices) => matrices.launch(x, p, pass, self.causal),
+            None => {
+                let wg = workgroup(x.gpu());
+                let (_, kept, parts) = pass.parts(p.d as usize, wg);
+                let parts = if pass == Pass::Delta { 1 } else { parts as u32 };
+                let blocks = p.tokens(pass).div_ceil(wg * tokens_each(wg, kept));
+                Launch::new(x.gpu(), &SHADER)
+                    .defs(pass.defs(p.d as usize, self.causal, x.dtype(), wg))
+                    .grid(fold_grid(p.batch * p.heads * parts * blocks))
+            }
+        };
+        launch.params(p).note(pass.name())
+    }
+}
+
+impl AttentionParams {
+    /// Tokens that a pass shares among workgroups.
+    fn tokens(&self, pass: Pass) -> u32 {
+        if pass == Pass::Keys { self.tk } else { self.tq }
+    }
 }
 
 /// softmax(q kᵀ / √d) v per head: q `[B, Tq, H·D]`, k and v `[B, Tk, H·D]`, to `[B, Tq, H·D]`.
@@ -103,7 +144,6 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
         return Err(Error::op("attention", format!("q {q:?}, k {k:?}, v {v:?} with {} heads", args.heads)));
     }
     let d = c / args.heads;
-    let causal = args.causal;
     let p = AttentionParams {
         batch: batch as u32,
         heads: args.heads as u32,
@@ -112,17 +152,26 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
         d: d as u32,
         scale: (1.0 / (d as f64).sqrt()) as f32,
     };
-    let flops = 2 * (batch * tq * tk * c) as u64;
-    let lse = Tensor::empty(q.gpu(), &[batch, args.heads, tq], DType::F32)?;
+    let matrices = if q.dtype() == DType::F16 { coop::matrices(q.gpu(), &p) } else { None };
+    run(tape, [q, k, v], Call { p, causal: args.causal, matrices })
+}
+
+fn run(tape: &Tape, [q, k, v]: [&Tensor; 3], call: Call) -> Result<Tensor> {
+    let AttentionParams { batch, heads, tq, tk, d, .. } = call.p;
+    // of one product
+    let flops = 2 * u64::from(batch * heads * d) * u64::from(tq) * u64::from(tk);
+    let lse = Tensor::empty(q.gpu(), &[batch as usize, heads as usize, tq as usize], DType::F32)?;
     let y = Tensor::empty(q.gpu(), q.shape(), q.dtype())?;
-    launch(q, &p, "forward", causal)
-        .read(0, q)
-        .read(1, k)
-        .read(2, v)
-        .write(3, &lse)
-        .write(4, &y)
-        .flops(2 * flops)
-        .run()?;
+    let forward =
+        call.launch(q, Pass::Forward).read(0, q).read(1, k).read(2, v).write(4, &y).flops(2 * flops);
+    match call.matrices {
+        None => forward.write(3, &lse).run()?,
+        Some(_) => {
+            // its product is a second time that of `forward`, and counted there
+            call.launch(q, Pass::Lse).read(0, q).read(1, k).read(2, v).write(3, &lse).run()?;
+            forward.read(3, &lse).run()?;
+        }
+    }
     if ![q, k, v].iter().any(|t| tape.tracks(t)) {
         return Ok(y);
     }
@@ -131,20 +180,20 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
     tape.record(&inputs.each_ref(), &y, move |grad_out, grads| {
         let gpu = q.gpu();
         let delta = Tensor::empty(gpu, lse.shape(), DType::F32)?;
-        let back = |name| {
-            let launch = launch(&q, &p, name, causal).read(0, &q).read(1, &k).read(2, &v);
+        let back = |pass| {
+            let launch = call.launch(&q, pass).read(0, &q).read(1, &k).read(2, &v);
             launch.read(3, &lse).read(4, grad_out)
         };
-        back("delta").write(5, &delta).flops(2 * flops).run()?;
+        back(Pass::Delta).write(5, &delta).flops(2 * flops).run()?;
         if grads.wants(q.id()) {
             let dq = Tensor::empty(gpu, q.shape(), q.dtype())?;
-            back("queries").read(5, &delta).write(6, &dq).flops(3 * flops).run()?;
+            back(Pass::Queries).read(5, &delta).write(6, &dq).flops(3 * flops).run()?;
             grads.add_id(q.id(), dq)?;
         }
         if grads.wants(k.id()) || grads.wants(v.id()) {
             let dk = Tensor::empty(gpu, k.shape(), k.dtype())?;
             let dv = Tensor::empty(gpu, v.shape(), v.dtype())?;
-            back("keys").read(5, &delta).write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
+            back(Pass::Keys).read(5, &delta).write(6, &dk).write(7, &dv).flops(4 * flops).run()?;
             for (t, grad) in [(&k, dk), (&v, dv)] {
                 if grads.wants(t.id()) {
                     grads.add_id(t.id(), grad)?;
@@ -196,13 +245,13 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     for wg in crate::WORKGROUPS {
         for dtype in [DType::F32, DType::F16] {
             for d in [40, 80, 160, 64, 512, 5, 15, 50] {
-                for name in ["forward", "delta", "queries", "keys"] {
+                for pass in [Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys] {
                     for causal in [false, true] {
-                        variant::<AttentionParams>(out, &SHADER, Pass { name, causal, d }.defs(dtype, wg))?;
+                        variant::<AttentionParams>(out, &SHADER, pass.defs(d, causal, dtype, wg))?;
                     }
                 }
             }
         }
     }
-    Ok(())
+    coop::variants(out)
 }

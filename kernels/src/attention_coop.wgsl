@@ -1,0 +1,204 @@
+// Attention on cooperative matrices, pass {{ PASS }}: formulas, shapes and the numeric note of attention.wgsl, f16 with f32 sums.
+// A workgroup holds BR tokens of a head, its rows ({{ "keys" if PASS == "keys" else "queries" }}), against BC tokens at a time, its columns:
+//   scores = rows columns^T, by matrices  ->  p and ds from them, by invocations  ->  sums += p or ds times columns, by matrices
+// A head's channels are padded to DP with zeros; what is past the last token is zeros too, and columns there get the weight 0.
+// SM x SN subgroups share rows of tiles and columns of tiles: each has FM rows of tiles, and of them FC columns of the scores
+// and FO of the sums. Rows stay in matrices from the start; columns, scores and weights go through workgroup memory.
+// `lse` is a pass of its own, so that no sum is ever rescaled: single elements of a matrix cannot be reached.
+// Dispatch: one workgroup per BR rows of a head, tokens fastest, folded.
+// Numeric note: p and ds are rounded to f16, LIFT times too large, since each of 4096 keys may have p = 0.0002 and f16 is
+// coarse below 0.00006. |ds| is below the range of dp / 4: ds overflows where dp spans 4000, and with it dq and dk, which the
+// loss scale's check for finite gradients sees.
+{% from "vec" import vec %}
+{% set KEYS = PASS == "keys" %}
+{% set LSE = PASS == "lse" %}
+{% set FORWARD = PASS == "forward" %}
+{% set DELTA = PASS == "delta" %}
+{% set BOTH = not (LSE or FORWARD) %}
+{% set SUMS = {"lse": [], "forward": ["sum"], "delta": [], "queries": ["sum"], "keys": ["sum", "sum_v"]}[PASS] %}
+{% set ROWS = ["k", "v"] if KEYS else ["q", "grad"] %}
+{% set COLUMNS = ["q", "grad"] if KEYS else ["k", "v"] %}
+{% set BR = SM * FM * SIDE %}
+{% set PARTS = WG // BR %}
+{% set FC = BC // (SN * SIDE) %}
+{% set FO = DP // (SN * SIDE) %}
+// padded, so that rows start in different banks, 16 bytes aligned
+{% set LD = DP + 8 %}
+{% set LP = BC + 8 %}
+{% set LS = BC + 4 %}
+{% set WEIGHTS = 2 * BC * LD %}
+{% set USED = BC * LD if LSE else WEIGHTS + SUMS|length * BR * LP %}
+{% set MAT = "coop_mat" ~ SIDE ~ "x" ~ SIDE %}
+{% set IS = range(FM) %}
+{% set KS = range(DP // SIDE) %}
+{% set LIFT = 64 %}
+{% from "attention_tiles" import put, quad, stage, product, add, write %}
+@group(0) @binding(0) var<storage, read> q: array<{{ vec(V, "f16") }}>;
+@group(0) @binding(1) var<storage, read> k: array<{{ vec(V, "f16") }}>;
+@group(0) @binding(2) var<storage, read> v: array<{{ vec(V, "f16") }}>;
+@group(0) @binding(3) var<storage, {{ "read_write" if LSE else "read" }}> lse: array<f32>;
+{% if FORWARD %}
+@group(0) @binding(4) var<storage, read_write> out: array<{{ vec(V, "f16") }}>;
+{% elif BOTH %}
+@group(0) @binding(4) var<storage, read> grad: array<{{ vec(V, "f16") }}>;
+@group(0) @binding(5) var<storage, {{ "read_write" if DELTA else "read" }}> delta: array<f32>;
+{% if not DELTA %}
+@group(0) @binding(6) var<storage, read_write> out: array<{{ vec(V, "f16") }}>;
+{% endif %}
+{% if KEYS %}
+@group(0) @binding(7) var<storage, read_write> out_v: array<{{ vec(V, "f16") }}>;
+{% endif %}
+{% endif %}
+
+// rows at the start; then two tiles of columns, [BC, DP] each, and of weights, [BR, BC]
+var<workgroup> tiles: array<{{ vec(SV, "f16") }}, {{ [BR * LD, USED]|max // SV }}>;
+var<workgroup> scores: array<{{ vec(SV, "f32") }}, {{ (2 if BOTH else 1) * BR * LS // SV }}>;      // q k^T and do v^T, [BR, BC]
+{% if KEYS %}
+var<workgroup> column_lse: array<f32, {{ BC }}>;
+var<workgroup> column_delta: array<f32, {{ BC }}>;
+{% elif not SUMS %}
+var<workgroup> shares: array<vec2<f32>, {{ WG }}>;       // of a row, what each invocation found
+{% endif %}
+
+// finite stand-in for -infinity, which fast math may not know
+const LOWEST = -3.0e38;
+
+@compute @workgroup_size({{ WG }})
+fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgroup: u32) {
+    let id = wid.x + wid.y * groups.x;
+    let tokens = {{ "p.tk" if KEYS else "p.tq" }};
+    let others = {{ "p.tq" if KEYS else "p.tk" }};
+    let blocks = (tokens + {{ BR - 1 }}u) / {{ BR }}u;
+    let first = id % blocks * {{ BR }}u;
+    let head = id / blocks % p.heads;
+    let b = id / blocks / p.heads;
+    if (b >= p.batch) {
+        return;
+    }
+    let width = p.heads * p.d;
+    let start = b * tokens * width + head * p.d;
+    let start_others = b * others * width + head * p.d;
+    let stats = (b * p.heads + head) * p.tq;
+    let row_of_tiles = subgroup / {{ SN }}u % {{ SM }}u * {{ FM * SIDE }}u;
+    let column_of_scores = subgroup % {{ SN }}u * {{ FC * SIDE }}u;
+    let column_of_sums = subgroup % {{ SN }}u * {{ FO * SIDE }}u;
+    // an invocation's share of the scores: a row, or one of PARTS parts of it
+    let row = lid % {{ BR }}u;
+    let part = lid / {{ BR }}u * {{ BC // PARTS }}u;
+    let own = first + row;
+
+    {% for tile in range(2 if BOTH else 1) %}
+    {{ stage(ROWS[tile], 0, BR, "first", "tokens", "start") }}
+    workgroupBarrier();
+    {% for i in IS %}
+    {% for c in KS %}
+    let row{{ tile }}_{{ i }}_{{ c }} = coopLoadT<{{ MAT }}<f16, A>>(&tiles[((row_of_tiles + {{ i * SIDE }}u) * {{ LD }}u + {{ c * SIDE }}u) / {{ SV }}u], {{ LD // SV }}u);
+    {% endfor %}
+    {% endfor %}
+    workgroupBarrier();
+    {% endfor %}
+    {% for sum in SUMS %}
+    {% for i in IS %}
+    {% for n in range(FO) %}
+    var {{ sum }}_{{ i }}_{{ n }} = {{ MAT }}<f32, C>();
+    {% endfor %}
+    {% endfor %}
+    {% endfor %}
+    {% if LSE %}
+    var top = LOWEST;
+    {% elif not KEYS %}
+    let own_lse = lse[stats + min(own, tokens - 1u)];
+    {% if not (FORWARD or DELTA) %}
+    let own_delta = delta[stats + min(own, tokens - 1u)];
+    {% endif %}
+    {% endif %}
+    {% if not SUMS %}
+    var total = 0.0;
+    {% endif %}
+    {% if DELTA %}
+    var weights = 0.0;
+    {% endif %}
+
+    for (var j = {{ "first" if KEYS and CAUSAL else "0u" }}; j < {{ "min(first + " ~ BR ~ "u, others)" if CAUSAL and not KEYS else "others" }}; j += {{ BC }}u) {
+        {% for tile in range(1 if LSE else 2) %}
+        {{ stage(COLUMNS[tile], tile * BC * LD, BC, "j", "others", "start_others") }}
+        {% endfor %}
+        {% if KEYS %}
+        for (var x = lid; x < {{ BC }}u; x += {{ WG }}u) {
+            column_lse[x] = lse[stats + min(j + x, others - 1u)];
+            column_delta[x] = delta[stats + min(j + x, others - 1u)];
+        }
+        {% endif %}
+        workgroupBarrier();
+        {{ product(0) }}
+        {% if BOTH %}
+        {{ product(1) }}
+        {% endif %}
+        workgroupBarrier();
+        for (var c = part; c < part + {{ BC // PARTS }}u; c += 4u) {
+            let column = j + c + vec4<u32>(0u, 1u, 2u, 3u);
+            let there = (column < vec4<u32>(others)){% if CAUSAL %} & (column {{ ">=" if KEYS else "<=" }} vec4<u32>(own)){% endif %};
+            let s = {{ quad("row * " ~ LS ~ "u + c") }} * p.scale;
+            {% if LSE %}
+            let seen = select(vec4<f32>(LOWEST), s, there);
+            let most = max(max(max(seen.x, seen.y), max(seen.z, seen.w)), top);
+            let weight = select(vec4<f32>(), exp(s - most), there);
+            total = total * exp(top - most) + dot(weight, vec4<f32>(1.0));
+            top = most;
+            {% else %}
+            {% if KEYS %}
+            let own_lse = vec4<f32>(column_lse[c], column_lse[c + 1u], column_lse[c + 2u], column_lse[c + 3u]);
+            let own_delta = vec4<f32>(column_delta[c], column_delta[c + 1u], column_delta[c + 2u], column_delta[c + 3u]);
+            {% endif %}
+            let weight = select(vec4<f32>(), exp(s - own_lse){% if SUMS %} * {{ LIFT }}.0{% endif %}, there);
+            {% if BOTH %}
+            let dp = {{ quad(BR * LS ~ "u + row * " ~ LS ~ "u + c") }};
+            {% endif %}
+            {% if DELTA %}
+            weights += dot(weight, vec4<f32>(1.0));
+            total += dot(weight, dp);
+            {% else %}
+            let to = {{ WEIGHTS }}u + row * {{ LP }}u + c;
+            let first_weight = vec4<f16>({{ "weight * (dp - own_delta)" if BOTH else "weight" }});
+            {{ put("to", "first_weight") }}
+            {% if KEYS %}
+            let second_weight = vec4<f16>(weight);
+            {{ put("to + " ~ BR * LP ~ "u", "second_weight") }}
+            {% endif %}
+            {% endif %}
+            {% endif %}
+        }
+        {% if SUMS %}
+        workgroupBarrier();
+        {{ add("sum", 0, 1 if FORWARD else 0) }}
+        {% if KEYS %}
+        {{ add("sum_v", 1, 1) }}
+        {% endif %}
+        workgroupBarrier();
+        {% endif %}
+    }
+    {% if not SUMS %}
+    shares[lid] = {{ "vec2<f32>(top, total)" if LSE else "vec2<f32>(weights, total)" }};
+    workgroupBarrier();
+    if (lid < {{ BR }}u && own < tokens) {
+        for (var i = lid + {{ BR }}u; i < {{ WG }}u; i += {{ BR }}u) {
+            let share = shares[i];
+            {% if LSE %}
+            let most = max(top, share.x);
+            total = total * exp(top - most) + share.y * exp(share.x - most);
+            top = most;
+            {% else %}
+            weights += share.x;
+            total += share.y;
+            {% endif %}
+        }
+        {{ "lse[stats + own] = top + log(total)" if LSE else "delta[stats + own] = total / weights" }};
+    }
+    {% endif %}
+    {% if SUMS %}
+    {{ write("out", "sum", "(1.0 / " ~ LIFT ~ ".0)" if FORWARD else "(p.scale / " ~ LIFT ~ ".0)") }}
+    {% endif %}
+    {% if KEYS %}
+    {{ write("out_v", "sum_v", "(1.0 / " ~ LIFT ~ ".0)") }}
+    {% endif %}
+}

@@ -1,0 +1,104 @@
+{#- What attention_coop.wgsl does with the tiles of a workgroup; names are explained there. #}
+{%- macro put(at, value) %}
+        {% if SV == 4 %}
+        tiles[({{ at }}) / 4u] = {{ value }};
+        {% else %}
+        {% for i in range(4) %}
+        tiles[{{ at }} + {{ i }}u] = {{ value }}[{{ i }}];
+        {% endfor %}
+        {% endif %}
+{%- endmacro %}
+
+{%- macro quad(at) %}{% if SV == 4 %}scores[({{ at }}) / 4u]{% else %}vec4<f32>({% for i in range(4) %}scores[{{ at }} + {{ i }}u]{{ ", " if not loop.last }}{% endfor %}){% endif %}{% endmacro %}
+
+// `count` tokens from `first` on into workgroup memory
+{%- macro stage(name, to, count, first, tokens, start) %}
+        for (var x = lid; x < {{ count * DP // 4 }}u; x += {{ WG }}u) {
+            let token = {{ first }} + x / {{ DP // 4 }}u;
+            let c = x % {{ DP // 4 }}u * 4u;
+            let at = {{ start }} + token * width + c;
+            var values = vec4<f16>();
+            {% if V == 4 %}
+            if (token < {{ tokens }} && c < p.d) {
+                values = {{ name }}[at / 4u];
+            }
+            {% else %}
+            for (var i = 0u; i < select(0u, min(p.d - min(c, p.d), 4u), token < {{ tokens }}); i++) {
+                values[i] = {{ name }}[at + i];
+            }
+            {% endif %}
+            {{ put(to ~ "u + x / " ~ DP // 4 ~ "u * " ~ LD ~ "u + c", "values") }}
+        }
+{%- endmacro %}
+
+// scores[tile] = rows columns^T
+{%- macro product(tile) %}
+        {% for j in range(FC) %}
+        {% for i in IS %}
+        var s{{ tile }}_{{ i }}_{{ j }} = {{ MAT }}<f32, C>();
+        {% endfor %}
+        {% endfor %}
+        {% for c in KS %}
+        {% for j in range(FC) %}
+        let column{{ tile }}_{{ c }}_{{ j }} = coopLoad<{{ MAT }}<f16, B>>(&tiles[({{ tile * BC * LD }}u + (column_of_scores + {{ j * SIDE }}u) * {{ LD }}u + {{ c * SIDE }}u) / {{ SV }}u], {{ LD // SV }}u);
+        {% for i in IS %}
+        s{{ tile }}_{{ i }}_{{ j }} = coopMultiplyAdd(row{{ tile }}_{{ i }}_{{ c }}, column{{ tile }}_{{ c }}_{{ j }}, s{{ tile }}_{{ i }}_{{ j }});
+        {% endfor %}
+        {% endfor %}
+        {% endfor %}
+        {% for j in range(FC) %}
+        {% for i in IS %}
+        coopStoreT(s{{ tile }}_{{ i }}_{{ j }}, &scores[({{ tile * BR * LS }}u + (row_of_tiles + {{ i * SIDE }}u) * {{ LS }}u + column_of_scores + {{ j * SIDE }}u) / {{ SV }}u], {{ LS // SV }}u);
+        {% endfor %}
+        {% endfor %}
+{%- endmacro %}
+
+// sum += weights columns
+{%- macro add(sum, weights, tile) %}
+        {% for c in range(0, BC, SIDE) %}
+        {
+            {% for i in IS %}
+            let weight{{ i }} = coopLoadT<{{ MAT }}<f16, A>>(&tiles[({{ WEIGHTS + weights * BR * LP + c }}u + (row_of_tiles + {{ i * SIDE }}u) * {{ LP }}u) / {{ SV }}u], {{ LP // SV }}u);
+            {% endfor %}
+            {% for n in range(FO) %}
+            let column{{ n }} = coopLoadT<{{ MAT }}<f16, B>>(&tiles[({{ tile * BC * LD + c * LD + n * SIDE }}u + column_of_sums) / {{ SV }}u], {{ LD // SV }}u);
+            {% for i in IS %}
+            {{ sum }}_{{ i }}_{{ n }} = coopMultiplyAdd(weight{{ i }}, column{{ n }}, {{ sum }}_{{ i }}_{{ n }});
+            {% endfor %}
+            {% endfor %}
+        }
+        {% endfor %}
+{%- endmacro %}
+
+// out = factor sum, FC columns of tiles of each subgroup at a time through the scores
+{%- macro write(out, sum, factor) %}
+    {% for n in range(0, FO, FC) %}
+    {% set FEW = [FC, FO - n]|min %}
+    {% for j in range(FEW) %}
+    {% for i in IS %}
+    coopStoreT({{ sum }}_{{ i }}_{{ n + j }}, &scores[((row_of_tiles + {{ i * SIDE }}u) * {{ LS }}u + column_of_scores + {{ j * SIDE }}u) / {{ SV }}u], {{ LS // SV }}u);
+    {% endfor %}
+    {% endfor %}
+    workgroupBarrier();
+    for (var x = lid; x < {{ BR * SN * FEW * SIDE // 4 }}u; x += {{ WG }}u) {
+        let token = x / {{ SN * FEW * SIDE // 4 }}u;
+        let owner = x / {{ FEW * SIDE // 4 }}u % {{ SN }}u;
+        let within = x % {{ FEW * SIDE // 4 }}u * 4u;
+        let c = owner * {{ FO * SIDE }}u + {{ n * SIDE }}u + within;
+        if (first + token < tokens) {
+            let values = vec4<f16>({{ quad("token * " ~ LS ~ "u + owner * " ~ FC * SIDE ~ "u + within") }} * {{ factor }});
+            let at = start + (first + token) * width + c;
+            {% if V == 4 %}
+            if (c < p.d) {
+                {{ out }}[at / 4u] = values;
+            }
+            {% else %}
+            for (var i = 0u; i < min(p.d - min(c, p.d), 4u); i++) {
+                {{ out }}[at + i] = values[i];
+            }
+            {% endif %}
+        }
+    }
+    workgroupBarrier();
+    {% endfor %}
+{%- endmacro %}
