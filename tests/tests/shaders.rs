@@ -59,7 +59,8 @@ fn check(variant: &Variant) -> Result<(), String> {
     to_spirv(&module, &info)?;
     to_msl(&module, &info)?;
     // DirectX has no cooperative matrices, so no adapter there offers them
-    if variant.name.starts_with("gemm_coop") { Ok(()) } else { to_hlsl(&module, &info) }
+    let coop = ["gemm_coop", "attention_coop"].iter().any(|shader| variant.name.starts_with(shader));
+    if coop { Ok(()) } else { to_hlsl(&module, &info) }
 }
 
 #[test]
@@ -74,7 +75,8 @@ fn every_shader_translates_for_every_api() {
         "gemm_lane",
         "gemm_tile",
         "gemm_coop",
-        "attention",
+        "attention [",
+        "attention_coop",
         "blend",
         "group_norm",
         "layer_norm",

@@ -1,7 +1,8 @@
 //! Attention.
 
-use strata_kernels::{AttentionArgs, attention, reference};
-use strata_tests::Row;
+use strata_engine::{DType, Tape, Tensor};
+use strata_kernels::{AttentionArgs, attention, reference, tape};
+use strata_tests::{Random, Row, Setup, coop, gpu, skipped};
 
 use super::hold;
 
@@ -17,9 +18,36 @@ fn row(batch: usize, [tq, tk]: [usize; 2], heads: usize, d: usize, causal: bool)
         .reference(move |v| reference::attention(&v[0], &v[1], &v[2], [batch, tq, tk], heads, d, causal))
 }
 
+/// Whether a pass ran on cooperative matrices, with heads of d channels and zeros behind them.
+fn on_matrices(pass: &str, d: usize) -> bool {
+    let padded = [8, 16, 32].map(|side| format!("(\"DP\", Int({}))", d.next_multiple_of(side)));
+    let parts =
+        [format!("Word({pass:?})"), format!("(\"V\", Int({}))", if d.is_multiple_of(4) { 4 } else { 1 })];
+    let matches = |name: &String| {
+        name.starts_with("attention_coop")
+            && parts.iter().all(|part| name.contains(part))
+            && padded.iter().any(|part| name.contains(part))
+    };
+    gpu(Setup::Coop).pipelines().iter().any(matches)
+}
+
+/// Holds rows with heads of these widths, whose every pass must run on cooperative matrices in f16, where there are some.
+fn hold_on_matrices(widths: &[usize], rows: impl IntoIterator<Item = Row>) {
+    hold(rows);
+    if coop().is_none() {
+        return skipped("attention on cooperative matrices: the GPU adapter has none");
+    }
+    for pass in ["lse", "forward", "delta", "queries", "keys"] {
+        for d in widths {
+            assert!(on_matrices(pass, *d), "{pass} of heads of {d} did not run on cooperative matrices");
+        }
+    }
+}
+
 #[test]
 fn attention_full() {
-    hold([
+    let widths = [1, 5, 40, 15, 8, 80, 160, 10];
+    let rows = [
         row(1, [1, 1], 1, 1, false),
         row(2, [5, 3], 2, 5, false),
         row(1, [13, 77], 2, 40, false),
@@ -28,17 +56,29 @@ fn attention_full() {
         row(1, [5, 9], 2, 80, false),
         row(1, [3, 5], 1, 160, false),
         row(2, [17, 17], 3, 10, false),
-    ]);
+        row(1, [70, 300], 1, 8, false),
+    ];
+    hold_on_matrices(&widths, rows);
 }
 
 #[test]
 fn attention_causal() {
-    hold([
+    let rows = [
         row(3, [17, 17], 3, 10, true),
         row(1, [77, 77], 2, 8, true),
         row(1, [65, 65], 1, 10, true),
         row(1, [1, 1], 2, 8, true),
-    ]);
+        row(1, [41, 70], 1, 10, true),
+        row(1, [70, 41], 1, 10, true),
+    ];
+    hold_on_matrices(&[10, 8], rows);
+}
+
+/// Heads whose matrices no adapter has the memory or the registers for.
+#[test]
+fn attention_of_wide_heads() {
+    hold([row(1, [3, 5], 1, 512, false)]);
+    assert!(coop().is_none() || !on_matrices("forward", 512));
 }
 
 /// Scores of ±8, so that few keys take nearly all the weight.
@@ -47,7 +87,7 @@ fn attention_sharp() {
     let mut row = row(1, [9, 13], 2, 10, false);
     row.name += ", sharp";
     row.inputs[0].values.iter_mut().for_each(|v| *v *= 2.0);
-    hold([row]);
+    hold_on_matrices(&[10], [row]);
 }
 
 /// One tensor as query, key and value: three shares of one gradient.
@@ -55,8 +95,46 @@ fn attention_sharp() {
 fn attention_to_itself() {
     let (batch, t, heads, d) = (2, 13, 2, 8);
     let row = Row::new("attention of x with itself", &[batch, t, heads * d], t.max(d));
-    hold([row
+    let row = row
         .input("x", &[batch, t, heads * d])
         .run(move |tape, t| attention(tape, &t[0], &t[0], &t[0], &AttentionArgs { heads, causal: false }))
-        .reference(move |v| reference::attention(&v[0], &v[0], &v[0], [batch, t, t], heads, d, false))]);
+        .reference(move |v| reference::attention(&v[0], &v[0], &v[0], [batch, t, t], heads, d, false));
+    hold_on_matrices(&[d], [row]);
+}
+
+/// What a head and a sample give does not depend on NaN in those beside them, though tiles reach past their edges.
+#[test]
+fn attention_keeps_to_its_head_and_sample() {
+    let (batch, [tq, tk], heads, d) = (2, [21, 13], 2, 10);
+    let mut random = Random::new("attention beside NaN");
+    let mut input = |tokens: usize| random.normal(batch * tokens * heads * d);
+    let values = [(tq, input(tq)), (tk, input(tk)), (tk, input(tk)), (tq, input(tq))];
+    // the first head of the first sample, and the rest
+    let own = |i: usize, tokens: usize| i < tokens * heads * d && i % (heads * d) < d;
+    let setups = [Setup::Lane, Setup::Tile, Setup::Coop];
+    for setup in setups.into_iter().filter(|setup| *setup != Setup::Coop || coop().is_some()) {
+        let gpu = gpu(setup);
+        let run = |poisoned: bool| -> Vec<Vec<f32>> {
+            let tensors = values.each_ref().map(|(tokens, values)| {
+                let beside = |(i, v): (usize, &f32)| if poisoned && !own(i, *tokens) { f32::NAN } else { *v };
+                let values: Vec<f32> = values.iter().enumerate().map(beside).collect();
+                Tensor::from_f32(&gpu, &values, &[batch, *tokens, heads * d], DType::F16).unwrap()
+            });
+            let [q, k, v, upstream] = &tensors;
+            let tape: Tape = tape();
+            [q, k, v].into_iter().for_each(|t| tape.track(t));
+            let y = attention(&tape, q, k, v, &AttentionArgs { heads, causal: false }).unwrap();
+            let grads = tape.backward(&y, upstream.clone()).unwrap();
+            let gradients = [q, k, v].map(|t| grads.get(t).unwrap());
+            let results = gradients.into_iter().zip([tq, tk, tk]).chain([(&y, tq)]);
+            let kept = |(t, tokens): (&Tensor, usize)| {
+                let values = t.to_f32().unwrap().into_iter().enumerate();
+                values.filter(|(i, _)| own(*i, tokens)).map(|(_, v)| v).collect()
+            };
+            results.map(kept).collect()
+        };
+        let clean = run(false);
+        assert!(clean.iter().flatten().all(|v| v.is_finite()), "{setup:?}");
+        assert_eq!(run(true), clean, "{setup:?}");
+    }
 }
