@@ -8,12 +8,13 @@
 // Dispatch: one workgroup per BR rows of a head, tokens fastest, folded.
 // Numeric note: p and ds are rounded to f16, LIFT times too large, since each of 4096 keys may have p = 0.0002 and f16 is
 // coarse below 0.00006. |ds| is below the range of dp / 4: ds overflows where dp spans 4000, and with it dq and dk, which the
-// loss scale's check for finite gradients sees.
+// loss scale's check for finite gradients sees. In dq, what rounding takes from a ds goes to the row's next one: their sum stays 0.
 {% from "vec" import vec %}
 {% set KEYS = PASS == "keys" %}
 {% set LSE = PASS == "lse" %}
 {% set FORWARD = PASS == "forward" %}
 {% set DELTA = PASS == "delta" %}
+{% set QUERIES = PASS == "queries" %}
 {% set BOTH = not (LSE or FORWARD) %}
 {% set SUMS = {"lse": [], "forward": ["sum"], "delta": [], "queries": ["sum"], "keys": ["sum", "sum_v"]}[PASS] %}
 {% set ROWS = ["k", "v"] if KEYS else ["q", "grad"] %}
@@ -108,8 +109,9 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     var top = LOWEST;
     {% elif not KEYS %}
     let own_lse = lse[stats + min(own, tokens - 1u)];
-    {% if not (FORWARD or DELTA) %}
+    {% if QUERIES %}
     let own_delta = delta[stats + min(own, tokens - 1u)];
+    var carry = vec4<f32>();
     {% endif %}
     {% endif %}
     {% if not SUMS %}
@@ -159,7 +161,13 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
             total += dot(weight, dp);
             {% else %}
             let to = {{ WEIGHTS }}u + row * {{ LP }}u + c;
-            let first_weight = vec4<f16>({{ "weight * (dp - own_delta)" if BOTH else "weight" }});
+            {% if QUERIES %}
+            let exact = select(vec4<f32>(), weight * (dp - own_delta) + carry, there);
+            // rounded to the bits of f16 by hand, about half up: compilers take a conversion there and back for nothing
+            let ds = bitcast<vec4<f32>>(bitcast<vec4<u32>>(exact * 1.00037) & vec4<u32>(0xffffe000u));
+            carry = exact - ds;
+            {% endif %}
+            let first_weight = vec4<f16>({{ {"forward": "weight", "queries": "ds", "keys": "weight * (dp - own_delta)"}[PASS] }});
             {{ put("to", "first_weight") }}
             {% if KEYS %}
             let second_weight = vec4<f16>(weight);

@@ -1,6 +1,6 @@
 //! Attention.
 
-use strata_engine::{DType, Tape, Tensor};
+use strata_engine::{DType, Tensor};
 use strata_kernels::{AttentionArgs, attention, reference, tape};
 use strata_tests::{Random, Row, Setup, coop, gpu, skipped};
 
@@ -102,6 +102,12 @@ fn attention_to_itself() {
     hold_on_matrices(&[d], [row]);
 }
 
+/// Those that differ in f16, as far as the adapter has them.
+fn setups() -> impl Iterator<Item = Setup> {
+    let have = |setup: &Setup| *setup != Setup::Coop || coop().is_some();
+    [Setup::Lane, Setup::Tile, Setup::Coop].into_iter().filter(have)
+}
+
 /// What a head and a sample give does not depend on NaN in those beside them, though tiles reach past their edges.
 #[test]
 fn attention_keeps_to_its_head_and_sample() {
@@ -111,8 +117,7 @@ fn attention_keeps_to_its_head_and_sample() {
     let values = [(tq, input(tq)), (tk, input(tk)), (tk, input(tk)), (tq, input(tq))];
     // the first head of the first sample, and the rest
     let own = |i: usize, tokens: usize| i < tokens * heads * d && i % (heads * d) < d;
-    let setups = [Setup::Lane, Setup::Tile, Setup::Coop];
-    for setup in setups.into_iter().filter(|setup| *setup != Setup::Coop || coop().is_some()) {
+    for setup in setups() {
         let gpu = gpu(setup);
         let run = |poisoned: bool| -> Vec<Vec<f32>> {
             let tensors = values.each_ref().map(|(tokens, values)| {
@@ -121,7 +126,7 @@ fn attention_keeps_to_its_head_and_sample() {
                 Tensor::from_f32(&gpu, &values, &[batch, *tokens, heads * d], DType::F16).unwrap()
             });
             let [q, k, v, upstream] = &tensors;
-            let tape: Tape = tape();
+            let tape = tape();
             [q, k, v].into_iter().for_each(|t| tape.track(t));
             let y = attention(&tape, q, k, v, &AttentionArgs { heads, causal: false }).unwrap();
             let grads = tape.backward(&y, upstream.clone()).unwrap();
@@ -136,5 +141,39 @@ fn attention_keeps_to_its_head_and_sample() {
         let clean = run(false);
         assert!(clean.iter().flatten().all(|v| v.is_finite()), "{setup:?}");
         assert_eq!(run(true), clean, "{setup:?}");
+    }
+}
+
+/// Where all keys are alike, a query changes nothing: the gradients of its scores sum to 0, also once they are rounded to f16.
+#[test]
+fn attention_gradients_of_scores_sum_to_zero() {
+    const KEY: f32 = 30.0;
+    let (tq, tk, d) = (16, 2000, 8);
+    let mut random = Random::new("attention with one key");
+    let [q, v, upstream] = [tq, tk, tq].map(|tokens| random.normal(tokens * d));
+    let ds = |u: &[f32]| -> f64 {
+        let dp: Vec<f64> =
+            v.chunks(d).map(|v| u.iter().zip(v).map(|(a, b)| f64::from(a * b)).sum()).collect();
+        let mean = dp.iter().sum::<f64>() / tk as f64;
+        dp.iter().map(|dp| ((dp - mean) / tk as f64).powi(2)).sum()
+    };
+    let size = (upstream.chunks(d).map(ds).sum::<f64>() / (tq * tk) as f64).sqrt();
+    // each rounding by up to half an ulp of f16, 2000 in a row: about 30 such; carried along, the last one's
+    let bound = 8.0 * 2f64.powi(-11) * size * f64::from(KEY) / (d as f64).sqrt();
+    for setup in setups() {
+        let gpu = gpu(setup);
+        let tensor =
+            |values: &[f32]| Tensor::from_f32(&gpu, values, &[1, values.len() / d, d], DType::F16).unwrap();
+        let (q, k, v) = (tensor(&q), tensor(&vec![KEY; tk * d]), tensor(&v));
+        let tape = tape();
+        tape.track(&q);
+        let y = attention(&tape, &q, &k, &v, &AttentionArgs { heads: 1, causal: false }).unwrap();
+        let grads = tape.backward(&y, tensor(&upstream)).unwrap();
+        let dq = grads.get(&q).unwrap().to_f32().unwrap();
+        let worst = dq.iter().map(|v| f64::from(v.abs())).fold(0.0, f64::max);
+        assert!(
+            dq.iter().all(|v| v.is_finite()) && worst <= bound,
+            "{setup:?}: {worst:e} is above {bound:e}"
+        );
     }
 }
