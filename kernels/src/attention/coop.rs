@@ -58,7 +58,7 @@ const HELD: [u32; 2] = [160, 480];
 /// the time to compile.
 fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
     match (side, cpu) {
-        (_, true) => const { &[shape([1, 2], 2, 32), shape([1, 1], 1, 8)] },
+        (_, true) => const { &[shape([2, 2], 2, 32), shape([1, 2], 1, 16)] },
         (8, false) => const { &[shape([4, 1], 2, 32), shape([4, 1], 1, 32), shape([4, 1], 1, 16)] },
         _ => const { &[shape([4, 1], 2, 32), shape([4, 1], 1, 32), shape([2, 2], 1, 32)] },
     }
