@@ -7,8 +7,6 @@ use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_gri
 
 mod coop;
 
-pub(crate) use coop::works;
-
 use crate::variants::{Defs, Variant, variant};
 use crate::workgroup;
 use coop::Matrices;

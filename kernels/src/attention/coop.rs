@@ -180,15 +180,22 @@ impl Matrices {
 /// The matrices for this attention in f16, where the adapter has some that do what they should, and memory for them.
 pub(super) fn matrices(gpu: &Gpu, p: &AttentionParams) -> Option<Matrices> {
     let on = Adapter::of(gpu.caps()).filter(|_| crate::gemm_variant(gpu).side().is_some())?;
+    if !gpu.once(|gpu| Works(works(gpu))).0 {
+        return None;
+    }
     Matrices::new(on, p.d, |pass, shape| {
         let workgroups = p.batch * p.heads * p.tokens(pass).div_ceil(shape.rows(on));
         workgroups >= BUSY[usize::from(on.cpu)]
     })
 }
 
+/// What [`works`] found the first time. Products can be right where this is not.
+#[derive(Clone, Copy)]
+struct Works(bool);
+
 /// Whether attention on cooperative matrices gives what the other body gives, there and back, twice, in the shapes that load least
 /// and in those that need least memory.
-pub(crate) fn works(gpu: &Gpu) -> bool {
+fn works(gpu: &Gpu) -> bool {
     let Some(on) = Adapter::of(gpu.caps()) else { return false };
     // a tile and a half: one of the next is zeros
     let d = on.side * 3 / 2;
