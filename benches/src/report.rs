@@ -1,7 +1,7 @@
 //! What a run found, as JSON has it and as a table.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Write};
+use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use strata_engine::{DType, Gpu};
@@ -95,12 +95,10 @@ pub struct Row {
 }
 
 impl Row {
-    /// `ceilings` may be all 0 while they are being measured.
     pub(crate) fn new(name: String, measured: &Measured, gpu: &Gpu, ceilings: &Ceilings) -> Row {
         let kernels = kernels(measured);
         let (tflops, gbps) =
             (measured.flops as f64 / measured.seconds / 1e12, measured.bytes as f64 / measured.seconds / 1e9);
-        let share = |rate: f64, best: f64| if best > 0.0 { rate / best } else { 1.0 };
         let labels: Vec<&str> = kernels.iter().map(|kernel| kernel.label.as_str()).collect();
         Row {
             name,
@@ -110,8 +108,8 @@ impl Row {
             bytes: measured.bytes,
             tflops,
             gbps,
-            of_gemm: share(tflops, ceilings.gemm_tflops),
-            of_copy: share(gbps, ceilings.copy_gbps),
+            of_gemm: tflops / ceilings.gemm_tflops,
+            of_copy: gbps / ceilings.copy_gbps,
             variant: match labels.len() {
                 0..=3 => labels.join(", "),
                 n => format!("{} and {} more", labels[..2].join(", "), n - 2),
@@ -172,7 +170,7 @@ impl Report {
         }
     }
 
-    /// Where and how, and the ceilings, in one or two lines.
+    /// Where and how, and the ceilings, in two lines.
     pub fn heading(&self) -> String {
         let Device { name, backend, driver, clock, gemm, .. } = &self.device;
         let unit = self.unit();
@@ -227,25 +225,18 @@ impl Report {
 
     /// The kernels of a row, a line each.
     pub fn kernel_lines(&self, row: &Row) -> Vec<String> {
-        let unit = self.unit().1;
+        let (unit, scale) = self.unit();
         let total: f64 = row.kernels.iter().filter_map(|kernel| kernel.ms).sum();
         row.kernels
             .iter()
             .map(|Kernel { label, launches, ms, flops }| match ms {
                 Some(ms) => format!(
-                    "    {label:48} {launches:5} launches {ms:10.3} ms {:5.1} % {:8.1}",
+                    "    {label:48} {launches:5} launches {ms:10.3} ms {:5.1} % {:8.1} {unit}",
                     100.0 * ms / total,
-                    *flops as f64 / ms / 1e9 * unit,
+                    *flops as f64 / ms / 1e9 * scale,
                 ),
                 None => format!("    {label:48} {launches:5} launches"),
             })
             .collect()
-    }
-}
-
-impl Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}{}", self.heading(), self.columns())?;
-        self.rows.iter().try_for_each(|row| writeln!(f, "{}", self.line(row)))
     }
 }

@@ -70,7 +70,7 @@ pub fn run(
     let models = options.count(&models::CLIP) + options.count(&models::VAE) + options.count(&models::UNET);
     ensure!(
         kernels.len() + models > 0 || squares.iter().any(|case| options.wants(&case.name)),
-        "no row's name contains {}; `strata bench --list` names them all",
+        "no row's name contains {}; `strata bench --list` names the kernels",
         options.only.join(" or ")
     );
     let total = 1 + squares.len() + kernels.len() + models;

@@ -15,12 +15,12 @@ use strata_model::write_atomic;
 use super::generate::bar;
 use super::{Dtype, GpuArgs, note, tuning};
 
-/// Latents of pictures of 512 × 512, and batches, on GPUs; and on CPU adapters, which are a thousand times slower.
+/// Side of the latents and batches on GPUs, pictures of 512 × 512, and on CPU adapters, which are far slower.
 const DEFAULTS: [(usize, &[usize]); 2] = [(64, &[1, 4]), (32, &[1])];
 
 /// Time kernels and whole steps at the shapes of Stable Diffusion 1.5
 ///
-/// Each time is the median of five batches on the GPU's own clock, after a warm-up; ± is (longest - shortest) / median. Before
+/// Each time is the median of five batches (three of what takes over ten seconds) on the GPU's own clock, after a warm-up; ± is (longest - shortest) / median. Before
 /// all else the device's own ceilings are measured: square matrix products, and a kernel that copies. A rate in GB/s
 /// counts each byte of a launch's arguments once. Weights are random: nothing is downloaded.
 #[derive(clap::Args)]

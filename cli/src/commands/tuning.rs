@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use strata_engine::Gpu;
@@ -26,7 +26,7 @@ pub fn load(gpu: &Gpu) -> Tuning {
     serde_json::from_slice(&text).unwrap_or_else(|e| ignored(&path, &e))
 }
 
-fn ignored(path: &std::path::Path, e: &dyn std::fmt::Display) -> Tuning {
+fn ignored(path: &Path, e: &dyn std::fmt::Display) -> Tuning {
     note(&format!("{} is ignored: {e}; `strata bench --tune` writes it anew", path.display()));
     Tuning::default()
 }

@@ -2,7 +2,7 @@
 
 use half::f16;
 use strata_engine::{DType, Tensor};
-use strata_kernels::{Act, activation, add, cast, geglu, reference};
+use strata_kernels::{Act, activation, add, cast, copy, geglu, reference};
 use strata_tests::{Row, Setup, gpu};
 
 use super::hold;
@@ -89,5 +89,13 @@ fn casts() {
         let nan = cast(&Tensor::from_f32(&gpu, &[f32::NAN], &[1], DType::F32).unwrap(), DType::F16).unwrap();
         assert!(nan.to_f32().unwrap()[0].is_nan());
         assert_eq!(cast(&nan, DType::F16).unwrap().id(), nan.id(), "nothing to do");
+        // as many as vectors hold, and one more
+        for (count, dtype) in [(8, DType::F16), (9, DType::F16), (8, DType::F32), (9, DType::F32)] {
+            let tensor = Tensor::from_f32(&gpu, &ties[..count], &[count], dtype).unwrap();
+            let copied = copy(&tensor).unwrap();
+            assert_ne!(copied.id(), tensor.id());
+            assert_eq!(copied.to_bytes().unwrap(), tensor.to_bytes().unwrap(), "{setup:?}");
+            assert!(copied.guards_intact().unwrap());
+        }
     }
 }
