@@ -58,7 +58,8 @@ def main(folder):
     for batch, bound in ((1, 1.0), (4, 1.5)):
         name = f"training step {batch}×64×64"
         goal(f"{name}, time / PyTorch eager's", bound, ratio(get(ours, name, "ms"), get(steps, name, "ms")), at_least=False)
-        print(f"| {name} | | {get(ours, name, 'ms') or float('nan'):.1f} ms; PyTorch eager {get(steps, name, 'ms') or float('nan'):.1f}, compiled {get(compiled, name, 'ms') or float('nan'):.1f} | |")
+        mine, eager, fused = (f"{ms:.1f} ms" if ms else "not measured" for ms in (get(rows, name, "ms") for rows in (ours, steps, compiled)))
+        print(f"| {name} | | {mine}; PyTorch eager: {eager}, compiled: {fused} | |")
         encode = get(ours, name, "encode_ms")
         goal(f"{name}, encode time / GPU time", 1, ratio(encode, get(ours, name, "ms")), at_least=False)
     for name, bound in (("training step 1×64×64", 3.0), ("training step, recomputing 1×64×64", 2.5)):
