@@ -1,5 +1,7 @@
 //! A case on the GPU.
 
+use std::sync::OnceLock;
+
 use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{
@@ -26,10 +28,16 @@ pub fn work(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Work<'static>> {
         Op::Conv { batch, side, inputs, outputs } => {
             let x = tensor(&[batch, side, side, inputs], dtype)?;
             let w = tensor(&[outputs, 3, 3, inputs], dtype)?;
+            let prepared = OnceLock::new();
             let (down, up) = (tensor(&[RANK, 3, 3, inputs], dtype)?, tensor(&[outputs, RANK], dtype)?);
             prepare(pass, [x, down, up], move |tape, [x, down, up]| {
                 let loras = lora(down, up, pass);
-                conv2d(tape, x, &w, &ConvArgs { loras: &loras, ..Default::default() })
+                conv2d(
+                    tape,
+                    x,
+                    &w,
+                    &ConvArgs { loras: &loras, prepared: Some(&prepared), ..Default::default() },
+                )
             })
         }
         Op::Attention { batch, queries, keys, heads, dim } => {

@@ -11,6 +11,7 @@ use crate::concat;
 use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::linear::LinearArgs;
 use crate::tokens::accumulate_product;
+use crate::winograd::{Additions, Winograd};
 
 /// What a LoRA's output is multiplied with on top of its scale.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ impl Lora<'_> {
 }
 
 /// What is multiplied with what.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Product {
     pub op: &'static str,
     /// Rows of x and of y.
@@ -55,6 +56,8 @@ pub(crate) struct Product {
     pub channels: [usize; 2],
     /// How rows of y read rows of x, unless each reads its own.
     pub conv: Option<Conv>,
+    /// How the product with the frozen weights is made, if not as one GEMM.
+    pub winograd: Option<Winograd>,
 }
 
 /// A LoRA as the way back needs it.
@@ -80,7 +83,7 @@ pub(crate) fn frozen(
     out: DType,
 ) -> Result<Tensor> {
     product.check(x, w, args, shape, out)?;
-    let Product { op, rows: [_, m], channels: [k, n], conv } = product;
+    let Product { op, rows: [_, m], channels: [k, n], conv, .. } = product;
     let mut branches = Vec::new();
     for lora in args.loras.iter().filter(|lora| lora.is_on()) {
         let (scale, gate) = match lora.gate {
@@ -93,16 +96,13 @@ pub(crate) fn frozen(
         branches.push((lora, scale, gate, s));
     }
     let sum = side_by_side(branches.iter().map(|(lora, _, _, s)| (s, lora.up)))?;
-    let y = Gemm {
-        conv,
-        ext: sum.as_ref().map(|(s, u)| Ext { s, u }),
-        bias: args.bias,
-        residual: args.residual,
-        act: args.act,
-        out,
-        ..Gemm::new(x, w, Layout::Nt, [m, n, k])
-    }
-    .run(op, shape)?;
+    let ext = sum.as_ref().map(|(s, u)| Ext { s, u });
+    let &LinearArgs { bias, residual, act, .. } = args;
+    let y = match &product.winograd {
+        Some(winograd) => winograd.forward(x, &Additions { ext, bias, residual }, shape, out)?,
+        None => Gemm { conv, ext, bias, residual, act, out, ..Gemm::new(x, w, Layout::Nt, [m, n, k]) }
+            .run(op, shape)?,
+    };
 
     let mut inputs = vec![x];
     inputs.extend(args.residual);
@@ -132,14 +132,21 @@ pub(crate) fn frozen(
             }
             if wants_x {
                 let mut terms = terms.iter().zip(&branches).filter_map(|(t, b)| Some((t.as_ref()?, b)));
-                let before = grads.take(id);
-                let first = terms.next().map(|(t, b)| Ext { s: t, u: &b.down });
-                let mut dx =
-                    product.input_gradient(grad_out, &w, first, before.as_ref(), &x_shape, x_type)?;
-                for (t, b) in terms {
-                    dx = product.input_gradient(t, &b.down, None, Some(&dx), &x_shape, x_type)?;
+                let mut sum = grads.take(id);
+                if product.winograd.is_none() {
+                    let first = terms.next().map(|(t, b)| Ext { s: t, u: &b.down });
+                    let dx = product.input_gradient(grad_out, &w, first, sum.as_ref(), &x_shape, x_type)?;
+                    sum = Some(dx);
                 }
-                grads.add_id(id, dx)?;
+                for (t, b) in terms {
+                    sum = Some(product.input_gradient(t, &b.down, None, sum.as_ref(), &x_shape, x_type)?);
+                }
+                if let Some(winograd) = &product.winograd {
+                    sum = Some(winograd.backward(grad_out, sum.as_ref(), &x_shape, x_type)?);
+                }
+                if let Some(dx) = sum {
+                    grads.add_id(id, dx)?;
+                }
             }
             Ok(())
         });

@@ -24,7 +24,7 @@ static TILE: Shader =
 
 params! {
     struct GemmParams {
-        m: u32, n: u32, c: u32, taps: u32, r: u32, rows_per_gate: u32, alpha: f32,
+        m: u32, n: u32, c: u32, taps: u32, r: u32, rows_per_gate: u32, rows_per_plane: u32, alpha: f32,
         src_h: u32, src_w: u32, dst_h: u32, dst_w: u32, kw: u32, stride: u32, pad: u32,
     }
 }
@@ -73,6 +73,9 @@ pub(crate) struct Gemm<'a> {
     /// Values of k per tap.
     pub c: usize,
     pub conv: Option<Conv>,
+    /// How many products lie one after the other: A and out are m / planes rows of each, B its columns of each. The lane bodies
+    /// alone know more than one.
+    pub planes: usize,
     pub ext: Option<Ext<'a>>,
     pub alpha: f32,
     /// f32 `[G]`; row m is multiplied by entry m / (M / G).
@@ -98,6 +101,7 @@ impl<'a> Gemm<'a> {
             n,
             c,
             conv,
+            planes: 1,
             ext,
             alpha: 1.0,
             gate,
@@ -130,6 +134,7 @@ impl<'a> Gemm<'a> {
             taps: kh * kw,
             r,
             rows_per_gate: (self.m / gates) as u32,
+            rows_per_plane: (self.m / self.planes) as u32,
             alpha: self.alpha,
             src_h,
             src_w,
@@ -143,6 +148,15 @@ impl<'a> Gemm<'a> {
             Some(body) => body.clone(),
             None => tune::body(&self, op, shape)?,
         };
+        if !body.keeps_planes_apart(&self) {
+            let message = format!(
+                "{} rows of each of {} products, by {}",
+                self.m / self.planes,
+                self.planes,
+                body.name
+            );
+            return Err(Error::op(op, message));
+        }
         let features = Features {
             types: [self.a.dtype(), self.b.dtype(), self.out],
             layout: self.layout,
@@ -201,18 +215,28 @@ pub(crate) struct Body {
 /// | 16×16 | 20           | 6         | 10       |
 ///
 /// 8×16 does 4×1280×1280 in f16 1.3 times as fast as 16×16.
-const LANE_TILES: [(&str, [u32; 2]); 5] =
-    [("32×16", [32, 16]), ("64×8", [64, 8]), ("16×16", [16, 16]), ("8×16", [8, 16]), ("32×8", [32, 8])];
+///
+/// In an input gradient neighbouring columns of B lie side by side in memory, and wider tiles pay: 1024×1024×1024 (NN, f16)
+/// takes 62 ms by 32×16 and 48 by 16×32.
+const LANE_TILES: [(&str, [u32; 2]); 6] = [
+    ("32×16", [32, 16]),
+    ("64×8", [64, 8]),
+    ("16×16", [16, 16]),
+    ("8×16", [8, 16]),
+    ("32×8", [32, 8]),
+    ("16×32", [16, 32]),
+];
 
 impl Body {
-    /// The body for a product of weights of this type, m × n.
-    fn new(gpu: &Gpu, weights: DType, [m, n]: [u32; 2]) -> Body {
+    /// The body for products m × n with weights of this type that lie so.
+    fn new(gpu: &Gpu, weights: DType, layout: Layout, [m, n]: [u32; 2]) -> Body {
         match gpu.caps().gemm {
-            GemmVariant::Lane => Body::lane(match (m, n) {
-                (..=8, _) => LANE_TILES[3],
-                (..=16, _) => LANE_TILES[2],
-                (_, ..=8) => LANE_TILES[1],
-                _ => LANE_TILES[0],
+            GemmVariant::Lane => Body::lane(match (m, n, layout) {
+                (..=8, _, _) => LANE_TILES[3],
+                (..=16, _, _) => LANE_TILES[2],
+                (_, ..=8, _) => LANE_TILES[1],
+                (_, _, Layout::Nt) => LANE_TILES[0],
+                (_, _, Layout::Nn) => LANE_TILES[5],
             }),
             GemmVariant::Coop8 | GemmVariant::Coop16 if weights == DType::F16 && coop::trusted(gpu) => {
                 coop::body(gpu.caps(), [m, n]).unwrap_or_else(Body::tile)
@@ -237,6 +261,12 @@ impl Body {
     fn lane((name, tile): (&'static str, [u32; 2])) -> Body {
         let defs = vec![("RR", (tile[0] / 8).into()), ("CC", tile[1].into())];
         Body { name, shader: &LANE, tile, defs }
+    }
+
+    /// Whether no workgroup has rows of two products.
+    fn keeps_planes_apart(&self, gemm: &Gemm<'_>) -> bool {
+        let rows = gemm.m / gemm.planes;
+        gemm.planes == 1 || (std::ptr::eq(self.shader, &LANE) && rows.is_multiple_of(self.tile[0] as usize))
     }
 
     fn tiles(&self, m: u32, n: u32) -> u32 {

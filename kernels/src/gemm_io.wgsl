@@ -2,6 +2,7 @@
 //
 //   out[m, n] = act(alpha gate[m / rows_per_gate] (sum_k A[m, k] B[k, n] + sum_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]
 //
+// With several products A and out are p.rows_per_plane rows of each, and B the n columns of each (lane body only).
 // k runs over (tap, c), c < p.c. A row of A is a pixel of an image that the tap shifts (CONV), or just row m.
 // r runs over the ranks, and in the input gradient of a convolution over (tap, rank), where the tap shifts S as it does A.
 //   NT: B is stored [n, tap, c], U [n, r]      (y = x Wt, weights as [out, in])

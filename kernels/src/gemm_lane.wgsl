@@ -59,6 +59,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     if (first_row >= p.m || first_col >= p.n) {
         return;
     }
+    let plane = block / across * {{ 8 * RR }}u / p.rows_per_plane * p.n;
     // rows and columns past the end repeat the last one; the epilogue drops them
     {% for i in ROWS %}
     let row{{ i }} = min(first_row + {{ i }}u, p.m - 1u);
@@ -86,11 +87,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {% endif %}
         {% endfor %}
         {% if NN %}
-        let row_b = tap * p.n;
+        let row_b = tap * p.n + plane * p.c;
         {% else %}
         {% for h in QUADS %}
         {% for j in range(4) %}
-        let at_b{{ h }}_{{ j }} = (col{{ h }}_{{ j }} * p.taps + tap) * (p.c / {{ V }}u);
+        let at_b{{ h }}_{{ j }} = ((plane + col{{ h }}_{{ j }}) * p.taps + tap) * (p.c / {{ V }}u);
         {% endfor %}
         {% endfor %}
         {% endif %}

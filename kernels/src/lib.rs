@@ -21,6 +21,7 @@ mod optimizer;
 mod project;
 mod tokens;
 mod variants;
+mod winograd;
 
 pub use attention::{AttentionArgs, attention};
 pub use blend::blend;

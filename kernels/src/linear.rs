@@ -42,7 +42,7 @@ pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Res
         let y = activation(tape, &plain, args.act)?;
         return args.residual.map_or(Ok(y.clone()), |r| crate::add(tape, &y, r));
     }
-    let product = Product { op: "linear", rows: [m, m], channels: [k, n], conv: None };
+    let product = Product { op: "linear", rows: [m, m], channels: [k, n], conv: None, winograd: None };
     frozen(tape, x, w, product, args, &shape, out)
 }
 

@@ -53,6 +53,7 @@ pub fn variants() -> Result<Vec<Variant>> {
         crate::mse::variants,
         crate::optimizer::variants,
         crate::project::variants,
+        crate::winograd::variants,
     ] {
         family(&mut out)?;
     }

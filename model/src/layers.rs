@@ -1,5 +1,7 @@
 //! The layers that have weights. They are frozen; a [`Linear`] or [`Conv2d`] may carry LoRAs.
 
+use std::sync::OnceLock;
+
 use strata_engine::{DType, Tensor};
 use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding};
 
@@ -174,13 +176,15 @@ pub struct Conv2d<W = Tensor> {
     pub b: W,
     /// The LoRAs attached to it.
     pub lora: Vec<LoraSlot>,
+    /// What [`conv2d`](strata_kernels::conv2d) computes from w once.
+    prepared: OnceLock<Tensor>,
 }
 
 impl<W> Conv2d<W> {
     pub(crate) fn build(b: &mut Builder<'_, W>, path: String, inputs: usize, outputs: usize) -> Result<Self> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 3)?;
         let bias = b.vector(format!("{path}.bias"), outputs)?;
-        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new() })
+        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new(), prepared: OnceLock::new() })
     }
 
     pub(crate) fn info(&self) -> LayerInfo {
@@ -234,7 +238,15 @@ impl Conv2d {
         let loras: Vec<Lora<'_>> =
             self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
         let bias = Some(&self.b);
-        let args = ConvArgs { stride, padding, bias, residual, out: Some(out), loras: &loras };
+        let args = ConvArgs {
+            stride,
+            padding,
+            bias,
+            residual,
+            out: Some(out),
+            loras: &loras,
+            prepared: Some(&self.prepared),
+        };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
     }
 }

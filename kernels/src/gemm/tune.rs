@@ -92,7 +92,7 @@ pub fn tune<E: From<strata_engine::Error>>(
 /// The body for a product.
 pub(super) fn body(gemm: &Gemm<'_>, op: &'static str, shape: &[usize]) -> Result<Body> {
     let gpu = gemm.a.gpu();
-    let usual = Body::new(gpu, gemm.b.dtype(), [gemm.m as u32, gemm.n as u32]);
+    let usual = Body::new(gpu, gemm.b.dtype(), gemm.layout, [(gemm.m / gemm.planes) as u32, gemm.n as u32]);
     let state = state(gpu);
     {
         let state = lock(&state);
@@ -138,6 +138,7 @@ fn fastest(gemm: &Gemm<'_>, usual: &Body, op: &'static str, shape: &[usize]) -> 
     for body in Body::all(gpu)
         .into_iter()
         .filter(|body| body.name != usual.name && body.shader.name == usual.shader.name)
+        .filter(|body| body.keeps_planes_apart(gemm))
     {
         if run(&body)?.to_bytes()? != expected {
             continue;

@@ -48,7 +48,12 @@ fn row(case: Case) -> Row {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
         let out = stream.then_some(DType::F32);
-        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual, out, loras: &[] })
+        conv2d(
+            tape,
+            &t[0],
+            &t[1],
+            &ConvArgs { stride, padding, bias, residual, out, loras: &[], prepared: None },
+        )
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);
@@ -69,6 +74,19 @@ fn conv_3x3() {
         row(Case { bias: true, ..same([1, 7, 5, 20], 10, 1) }),
         row(Case { bias: true, residual: true, stream: true, ..same([2, 5, 4, 8], 12, 1) }),
         row(Case { bias: true, stream: true, ..same([1, 5, 3, 5], 7, 2) }),
+    ]);
+}
+
+/// Large enough for Winograd's algorithm, on adapters that run it.
+#[test]
+fn conv_winograd() {
+    hold([
+        row(same([1, 8, 8, 128], 128, 1)),
+        row(Case { bias: true, residual: true, ..same([2, 9, 8, 132], 140, 1) }),
+        row(Case { bias: true, stream: true, ..same([3, 7, 11, 128], 136, 1) }),
+        row(Case { residual: true, stream: true, ..same([1, 1, 65, 144], 128, 1) }),
+        // several chunks
+        row(same([1, 1, 2061, 128], 128, 1)),
     ]);
 }
 

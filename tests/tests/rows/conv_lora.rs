@@ -52,7 +52,12 @@ fn row(case: Case, branches: &'static [Branch]) -> Row {
         let residual = if residual { rest.next() } else { None };
         let loras: Vec<Lora<'_>> = branches.iter().map(|branch| branch.lora(&mut rest)).collect();
         let (bias, out) = (Some(&t[2]), stream.then_some(DType::F32));
-        conv2d(tape, &t[0], &t[1], &ConvArgs { stride, padding, bias, residual, out, loras: &loras })
+        conv2d(
+            tape,
+            &t[0],
+            &t[1],
+            &ConvArgs { stride, padding, bias, residual, out, loras: &loras, prepared: None },
+        )
     })
     .reference(move |v| {
         let mut rest = v[3..].iter().map(Vec::as_slice);
@@ -81,6 +86,20 @@ fn conv_lora_ranks() {
         row(Case { residual: true, ..same([1, 9, 10, 4], 20, 1) }, &RANKS[3]),
         row(Case { residual: true, stream: true, ..same([2, 4, 3, 8], 8, 1) }, &RANKS[2]),
         row(Case { stream: true, ..same([1, 3, 4, 5], 7, 1) }, &RANKS[0]),
+    ]);
+}
+
+/// Large enough for Winograd's algorithm, on adapters that run it.
+#[test]
+fn conv_lora_winograd() {
+    use GateKind::{Rows, Scalar};
+    static ONE: [Branch; 1] = [Branch { rank: 4, scale: 0.5, gate: Scalar(1.0) }];
+    static TWO: [Branch; 2] =
+        [Branch { rank: 3, scale: 1.0, gate: Rows(2) }, Branch { rank: 8, scale: 0.5, gate: Scalar(0.7) }];
+    hold([
+        row(same([1, 8, 8, 128], 128, 1), &ONE),
+        row(Case { residual: true, ..same([2, 9, 8, 128], 132, 1) }, &TWO),
+        row(Case { residual: true, stream: true, ..same([2, 8, 9, 132], 128, 1) }, &TWO),
     ]);
 }
 
