@@ -1,11 +1,13 @@
 //! Multi-head attention without a score matrix: online softmax forward; backward in two kernels, one per query and one
-//! per key, without atomics. In f16 its products run on cooperative matrices where the adapter has them ([`coop`]).
+//! per key, without atomics. In f16 its products run on cooperative matrices where the adapter has them ([`coop`]). One head too wide
+//! for an invocation takes another way where nothing is to go back ([`wide`]).
 //!
 //! Saved for the way back: q, k, v, and log-sum-exp per query.
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
 mod coop;
+mod wide;
 
 use crate::variants::{Defs, Variant, variant};
 use crate::workgroup;
@@ -153,6 +155,11 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
         scale: (1.0 / (d as f64).sqrt()) as f32,
     };
     let matrices = if q.dtype() == DType::F16 { coop::matrices(q.gpu(), &p) } else { None };
+    let parts = Pass::Forward.parts(d, workgroup(q.gpu())).2;
+    let tracked = [q, k, v].iter().any(|t| tape.tracks(t));
+    if matrices.is_none() && parts > 1 && !tracked && !args.causal && wide::suits(&p, q.dtype()) {
+        return wide::forward([q, k, v], &p);
+    }
     run(tape, [q, k, v], Call { p, causal: args.causal, matrices })
 }
 
@@ -253,5 +260,6 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
             }
         }
     }
+    wide::variants(out)?;
     coop::variants(out)
 }

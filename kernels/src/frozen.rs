@@ -132,21 +132,23 @@ pub(crate) fn frozen(
             }
             if wants_x {
                 let mut terms = terms.iter().zip(&branches).filter_map(|(t, b)| Some((t.as_ref()?, b)));
-                let mut sum = grads.take(id);
-                if product.winograd.is_none() {
+                let back = |g: &Tensor, w: &Tensor, ext: Option<Ext<'_>>, onto: Option<Tensor>| {
+                    product.input_gradient(g, w, ext, onto.as_ref(), &x_shape, x_type)
+                };
+                let before = grads.take(id);
+                let dx = if let Some(winograd) = &product.winograd {
+                    let mut onto = before;
+                    for (t, b) in terms {
+                        onto = Some(back(t, &b.down, None, onto)?);
+                    }
+                    winograd.backward(grad_out, onto.as_ref(), &x_shape, x_type)?
+                } else {
                     let first = terms.next().map(|(t, b)| Ext { s: t, u: &b.down });
-                    let dx = product.input_gradient(grad_out, &w, first, sum.as_ref(), &x_shape, x_type)?;
-                    sum = Some(dx);
-                }
-                for (t, b) in terms {
-                    sum = Some(product.input_gradient(t, &b.down, None, sum.as_ref(), &x_shape, x_type)?);
-                }
-                if let Some(winograd) = &product.winograd {
-                    sum = Some(winograd.backward(grad_out, sum.as_ref(), &x_shape, x_type)?);
-                }
-                if let Some(dx) = sum {
-                    grads.add_id(id, dx)?;
-                }
+                    terms.try_fold(back(grad_out, &w, first, before)?, |dx, (t, b)| {
+                        back(t, &b.down, None, Some(dx))
+                    })?
+                };
+                grads.add_id(id, dx)?;
             }
             Ok(())
         });

@@ -115,8 +115,14 @@ impl<'a> Gemm<'a> {
 
     /// Launches into a fresh tensor of the given shape, whose elements number m · n.
     pub fn run(self, op: &'static str, shape: &[usize]) -> Result<Tensor> {
+        let out = Tensor::empty(self.a.gpu(), shape, self.out)?;
+        self.write(op, &out)?;
+        Ok(out)
+    }
+
+    /// Launches into a tensor of type `out`, whose elements number m · n.
+    pub fn write(self, op: &'static str, out: &Tensor) -> Result<()> {
         let gpu = self.a.gpu();
-        let out = Tensor::empty(gpu, shape, self.out)?;
         let (m, n, c) = (self.m as u32, self.n as u32, self.c as u32);
         let conv = self.conv;
         let [kh, kw] = conv.map_or([1, 1], |v| v.kernel.map(|x| x as u32));
@@ -146,7 +152,7 @@ impl<'a> Gemm<'a> {
         };
         let body = match &self.body {
             Some(body) => body.clone(),
-            None => tune::body(&self, op, shape)?,
+            None => tune::body(&self, op, out.shape())?,
         };
         if !body.keeps_planes_apart(&self) {
             let message = format!(
@@ -177,7 +183,7 @@ impl<'a> Gemm<'a> {
             .defs(features.defs(&body))
             .read(0, self.a)
             .read(1, self.b)
-            .write(2, &out)
+            .write(2, out)
             .read_opt(3, self.bias)
             .read_opt(4, self.residual)
             .read_opt(5, self.ext.map(|e| e.s))
@@ -187,8 +193,7 @@ impl<'a> Gemm<'a> {
             .grid(fold_grid(body.tiles(m, n)))
             .flops(2 * u64::from(m) * u64::from(n) * depth)
             .note(body.name)
-            .run()?;
-        Ok(out)
+            .run()
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Tuning(BTreeMap<String, String>);
 /// What timing the bodies of one product found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// The product: layout, types, m × n × k, taps, rank.
+    /// The product: layout, types, m × n × k, taps, rank, and how many where it is several.
     pub product: String,
     /// The body that would run otherwise.
     pub usual: &'static str,
@@ -125,7 +125,9 @@ fn name(gemm: &Gemm<'_>) -> String {
     let [a, b, out] = [gemm.a.dtype(), gemm.b.dtype(), gemm.out].map(|dtype| dtype.wgsl());
     let [kh, kw] = gemm.conv.map_or([1, 1], |conv| conv.kernel);
     let rank = gemm.ext.map_or(0, |ext| ext.s.last());
-    format!("{layout} {a} {b} {out} {}×{}×{} taps {} rank {rank}", gemm.m, gemm.n, gemm.c, kh * kw)
+    let planes = if gemm.planes > 1 { format!(" planes {}", gemm.planes) } else { String::new() };
+    let taps = kh * kw;
+    format!("{layout} {a} {b} {out} {}×{}×{} taps {taps} rank {rank}{planes}", gemm.m, gemm.n, gemm.c)
 }
 
 /// The fastest of the bodies that give the bits of the usual one, and how much faster it is.

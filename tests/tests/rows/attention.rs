@@ -2,7 +2,7 @@
 
 use strata_engine::{DType, Tensor};
 use strata_kernels::{AttentionArgs, attention, reference, tape};
-use strata_tests::{Random, Row, Setup, coop, gpu, skipped};
+use strata_tests::{Random, Role, Row, Setup, coop, gpu, skipped};
 
 use super::hold;
 
@@ -79,6 +79,17 @@ fn attention_causal() {
 fn attention_of_wide_heads() {
     hold([row(1, [3, 5], 1, 512, false)]);
     assert!(coop().is_none() || !on_matrices("forward", 512));
+}
+
+/// One head with nothing tracked, as the VAE has it; the last has more scores than are in memory at once.
+#[test]
+fn attention_of_one_frozen_head() {
+    hold([(2, [33, 9]), (1, [260, 16_500])].map(|(batch, tokens)| {
+        let mut row = row(batch, tokens, 1, 256, false);
+        row.name += ", frozen";
+        row.inputs.iter_mut().for_each(|input| input.role = Role::Frozen);
+        row
+    }));
 }
 
 /// Scores of ±8, so that few keys take nearly all the weight.
