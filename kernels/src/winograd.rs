@@ -1,6 +1,6 @@
 //! 3×3 convolutions by Winograd's F(2×2, 3×3): 16 products where the implicit GEMM does 36, and two transforms around them.
 //!
-//! CPU adapters alone run it: on GPUs with matrix units products cost less than the memory that the transforms go through.
+//! CPU adapters alone run it, where products are the bound; on GPUs the memory that the transforms go through may be, and nobody measured it.
 
 use std::sync::OnceLock;
 
