@@ -4,11 +4,11 @@
 
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
-use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
+use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
 use crate::{lane, workgroup};
 
 static SHADER: Shader =
-    Shader { name: "layer_norm", source: include_str!("layer_norm.wgsl"), includes: &[INDEX, REDUCE] };
+    Shader { name: "layer_norm", source: include_str!("layer_norm.wgsl"), includes: &[INDEX, REDUCE, ROW] };
 
 params! { struct LayerNormParams { rows: u32, c: u32, eps: f32 } }
 

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
-use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
+use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
 use crate::{lane, workgroup};
 
 static SHADER: Shader =
-    Shader { name: "project", source: include_str!("project.wgsl"), includes: &[INDEX, REDUCE] };
+    Shader { name: "project", source: include_str!("project.wgsl"), includes: &[INDEX, REDUCE, ROW] };
 
 params! { struct ProjectParams { rows: u32, c: u32, first: u32, last: u32 } }
 

@@ -11,6 +11,7 @@ pub(crate) const ACT: (&str, &str) = ("act", include_str!("include/act.wgsl"));
 pub(crate) const CONV: (&str, &str) = ("conv", include_str!("include/conv.wgsl"));
 pub(crate) const INDEX: (&str, &str) = ("index", include_str!("include/index.wgsl"));
 pub(crate) const REDUCE: (&str, &str) = ("reduce", include_str!("include/reduce.wgsl"));
+pub(crate) const ROW: (&str, &str) = ("row", include_str!("include/row.wgsl"));
 
 /// One shader text.
 #[derive(Debug, Clone)]

@@ -1,10 +1,11 @@
 //! 3×3 convolutions by Winograd's F(2×2, 3×3): 16 products where the implicit GEMM does 36, and two transforms around them.
 //!
-//! CPU adapters alone run it, where products are the bound; on GPUs the memory that the transforms go through may be, and nobody measured it.
+//! CPU adapters alone run it, where products are the bound. It is not measured on GPUs, where the memory that the transforms go
+//! through may be.
 
 use std::sync::OnceLock;
 
-use strata_engine::{DType, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
 use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::variants::{Defs, INDEX, Variant, variant};
@@ -108,13 +109,13 @@ impl Winograd {
         dtype: DType,
     ) -> Result<Tensor> {
         let gpu = x.gpu();
-        let (layout, wg) = (if back { Layout::Nn } else { Layout::Nt }, workgroup(gpu));
+        let layout = if back { Layout::Nn } else { Layout::Nt };
         let out = Tensor::empty(gpu, shape, dtype)?;
         let [c, n] = [x.last(), out.last()];
         let [batch, h, w] = self.size;
         let tiles = batch * h.div_ceil(2) * w.div_ceil(2);
         // workgroups of the GEMM must not straddle planes
-        let chunks = (tiles * 4 * PLANES * c.max(n)).div_ceil(CHUNK_BYTES);
+        let chunks = (tiles * 4 * PLANES * c.max(n)).div_ceil(CHUNK_BYTES).max(1);
         let chunk = tiles.div_ceil(chunks).next_multiple_of(if tiles <= 16 { 16 } else { 32 });
         for first in (0..tiles).step_by(chunk) {
             let here = chunk.min(tiles - first);
@@ -128,19 +129,11 @@ impl Winograd {
                 r: add.ext.map_or(0, |ext| ext.s.last() as u32),
             };
             let v = Tensor::empty(gpu, &[PLANES, chunk, c], DType::F32)?;
-            let p = params(c);
-            Launch::new(gpu, &SHADER)
-                .defs(defs(&Features { op: "input", dtype: x.dtype(), back, ..Features::default() }, wg))
-                .read(0, x)
-                .write(1, &v)
-                .params(&p)
-                .grid(fold_grid(p.count.div_ceil(wg)))
-                .note("input")
-                .run()?;
+            let features = Features { op: "input", dtype: x.dtype(), back, ..Features::default() };
+            launch(gpu, &features, &params(c)).read(0, x).write(1, &v).run()?;
             let product = Gemm::new(&v, &self.u, layout, [PLANES * chunk, n, c]);
             let m =
                 Gemm { planes: PLANES, out: DType::F32, ..product }.run("winograd", &[PLANES, chunk, n])?;
-            let p = params(n);
             let features = Features {
                 op: "output",
                 dtype,
@@ -149,17 +142,13 @@ impl Winograd {
                 residual: add.residual.is_some(),
                 ext: add.ext.map(|ext| ext.s.dtype()),
             };
-            Launch::new(gpu, &SHADER)
-                .defs(defs(&features, wg))
+            launch(gpu, &features, &params(n))
                 .read(0, &m)
                 .write(1, &out)
                 .read_opt(2, add.bias)
                 .read_opt(3, add.residual)
                 .read_opt(4, add.ext.map(|ext| ext.s))
                 .read_opt(5, add.ext.map(|ext| ext.u))
-                .params(&p)
-                .grid(fold_grid(p.count.div_ceil(wg)))
-                .note("output")
                 .run()?;
         }
         Ok(out)
@@ -168,19 +157,22 @@ impl Winograd {
 
 /// `[O, 3, 3, C]` to `[16, O, C]`.
 fn transform(w: &Tensor, [o, c]: [usize; 2]) -> Result<Tensor> {
-    let (gpu, wg) = (w.gpu(), workgroup(w.gpu()));
+    let gpu = w.gpu();
     let u = Tensor::empty(gpu, &[PLANES, o, c], w.dtype())?;
     let count = (o * c / 4) as u32;
     let params = WinogradParams { count, c: (c / 4) as u32, first: 0, tiles: 0, h: 0, w: 0, r: 0 };
-    Launch::new(gpu, &SHADER)
-        .defs(defs(&Features { op: "weights", dtype: w.dtype(), ..Features::default() }, wg))
-        .read(0, w)
-        .write(1, &u)
-        .params(&params)
-        .grid(fold_grid(count.div_ceil(wg)))
-        .note("weights")
-        .run()?;
+    let features = Features { op: "weights", dtype: w.dtype(), ..Features::default() };
+    launch(gpu, &features, &params).read(0, w).write(1, &u).run()?;
     Ok(u)
+}
+
+fn launch<'a>(gpu: &'a Gpu, features: &Features, params: &WinogradParams) -> Launch<'a> {
+    let wg = workgroup(gpu);
+    Launch::new(gpu, &SHADER)
+        .defs(defs(features, wg))
+        .params(params)
+        .grid(fold_grid(params.count.div_ceil(wg)))
+        .note(features.op)
 }
 
 /// What a transform's text depends on.

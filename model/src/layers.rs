@@ -1,6 +1,6 @@
 //! The layers that have weights. They are frozen; a [`Linear`] or [`Conv2d`] may carry LoRAs.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use strata_engine::{DType, Tensor};
 use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding};
@@ -176,15 +176,15 @@ pub struct Conv2d<W = Tensor> {
     pub b: W,
     /// The LoRAs attached to it.
     pub lora: Vec<LoraSlot>,
-    /// What [`conv2d`](strata_kernels::conv2d) computes from w once.
-    prepared: OnceLock<Tensor>,
+    /// What [`conv2d`](strata_kernels::conv2d) computes from w once. Clones share it: a recomputed block is one.
+    prepared: Arc<OnceLock<Tensor>>,
 }
 
 impl<W> Conv2d<W> {
     pub(crate) fn build(b: &mut Builder<'_, W>, path: String, inputs: usize, outputs: usize) -> Result<Self> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 3)?;
         let bias = b.vector(format!("{path}.bias"), outputs)?;
-        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new(), prepared: OnceLock::new() })
+        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new(), prepared: Arc::default() })
     }
 
     pub(crate) fn info(&self) -> LayerInfo {

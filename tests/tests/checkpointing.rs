@@ -2,7 +2,7 @@
 
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{mse, tape};
-use strata_model::{Cx, Gates, LoraSet, RowGates, Rule, Selection, Unet};
+use strata_model::{Cx, Gates, LoraSet, RowGates, Rule, Selection, Unet, UnetConfig};
 use strata_tests::{Random, Setup, gpu, skipped};
 
 use crate::support::golden;
@@ -93,4 +93,35 @@ fn gradients_have_the_same_bits_and_less_is_kept() {
             );
         }
     }
+}
+
+/// Convolutions wide enough to prepare their weights keep that in the layers, not in the copies that run again.
+#[test]
+fn weights_are_prepared_once() {
+    let gpu = gpu(Setup::Lane);
+    let config = UnetConfig {
+        block_out_channels: vec![128, 128],
+        down_blocks: vec![true, false],
+        up_blocks: vec![false, true],
+        layers_per_block: 1,
+        heads: vec![4, 4],
+        cross_attention_dim: 32,
+        ..UnetConfig::sd15()
+    };
+    let mut unet = Unet::random(&gpu, &config, DType::F32, 1).unwrap();
+    unet.set_gradient_checkpointing(true);
+    let (set, grads) = attach(&gpu, DType::F32, &mut unet, "attn");
+    let prepared = || {
+        let (_, launches) = gpu
+            .profile(|| {
+                pass(&gpu, DType::F32, &unet, &set, &grads);
+                Ok::<_, strata_engine::Error>(())
+            })
+            .unwrap();
+        let count = |label| launches.iter().filter(|launch| launch.label == label).count();
+        (count("winograd weights"), count("winograd output"))
+    };
+    let (first, outputs) = prepared();
+    assert!(0 < first && first < outputs, "{first} of {outputs}");
+    assert_eq!(prepared(), (0, outputs));
 }

@@ -17,7 +17,7 @@ use crate::{Config, Result};
 pub struct Memory {
     /// The feature of which a step takes most; empty in a run without features.
     pub feature: String,
-    /// The U-Net.
+    /// The U-Net, with what its layers keep beside their weights.
     pub weights: u64,
     /// Parameters of all attached LoRAs (in f16 runs twice), and gradients and moments of those that learn.
     pub lora: u64,
@@ -32,7 +32,7 @@ pub struct Memory {
 }
 
 /// Goes through what [`run`](crate::run) does on the GPU with zeros in place of pictures, captions and noise: the VAE on
-/// one picture, CLIP on one text, and one step of each feature that would be trained (of all, where none would). Nothing is
+/// two pictures, CLIP on one text, and one step of each feature that would be trained (of all, where none would). Nothing is
 /// written. Probes between steps are left out.
 ///
 /// # Errors
@@ -50,10 +50,10 @@ pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory>
 
     let mut unet = Unet::open(gpu, &config.model.join("unet"), measure.dtype)?;
     unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
-    let weights = gpu.stats().live_bytes - before;
+    let mut weights = gpu.stats().live_bytes - before;
     let mut most = Memory {
         feature: String::new(),
-        weights,
+        weights: 0,
         lora: 0,
         activations: 0,
         preparation,
@@ -61,13 +61,18 @@ pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory>
         held: 0,
     };
     for (i, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.due) {
-        let [lora, activations] = measure.step(&mut unet, &plans, i, &sizes)?;
+        let [lora, all] = measure.step(&mut unet, &plans, i, &sizes)?;
+        unet.detach_all();
+        // in a first step convolutions prepare their weights, and keep that
+        let kept = gpu.stats().live_bytes - before - weights;
+        weights += kept;
+        let activations = all - lora - kept;
         if lora + activations > most.lora + most.activations {
             most = Memory { feature: plan.feature.name.clone(), lora, activations, ..most };
         }
     }
     let peak = most.peak.max(weights + most.lora + most.activations);
-    Ok(Memory { peak, held: gpu.stats().allocated_bytes, ..most })
+    Ok(Memory { weights, peak, held: gpu.stats().allocated_bytes, ..most })
 }
 
 struct Measure<'a> {
@@ -93,7 +98,10 @@ impl Measure<'_> {
             let [height, width] = [resolution.height, resolution.width].map(|side| side as usize);
             match plan.due {
                 true => {
-                    encode_picture(self.gpu, &vae, &vec![0.0; height * width * 3], height, width).map(|e| e.1)
+                    let encode =
+                        || encode_picture(self.gpu, &vae, &vec![0.0; height * width * 3], height, width);
+                    // a second picture finds in memory what convolutions prepared for the first
+                    encode().and_then(|_| encode()).map(|e| e.1)
                 }
                 false => Ok([0; 3]),
             }
@@ -119,9 +127,8 @@ impl Measure<'_> {
         Ok([tokens, hidden.last()])
     }
 
-    /// LoRAs and activations of a step of feature number `i`.
+    /// What a step of feature number `i` has beside the U-Net: its LoRAs, and all at most.
     fn step(&self, unet: &mut Unet, plans: &[Plan], i: usize, sizes: &Sizes) -> Result<[u64; 2]> {
-        unet.detach_all();
         let alive = self.gpu.stats().live_bytes;
         let plan = &plans[i];
         let attached: Vec<&Plan> = match self.config.order {
@@ -145,7 +152,7 @@ impl Measure<'_> {
         let mut batch = self.batch(&plan.feature, sizes.latents[i], sizes.text, sets.len(), own);
         self.gpu.reset_peak();
         let Some(learner) = learners.iter_mut().find(|learner| learner.feature() == own) else {
-            return Ok([lora, 0]);
+            return Ok([lora, lora]);
         };
         learner.teach(&mut batch)?;
         learner.backward(&batch)?;
@@ -158,7 +165,7 @@ impl Measure<'_> {
             max_norm: 0.0,
             batches: 1,
         })?;
-        Ok([lora, self.gpu.stats().peak_bytes - alive - lora])
+        Ok([lora, self.gpu.stats().peak_bytes - alive])
     }
 
     /// Zeros, of the size of a batch of the feature. Earlier features are on, as where a prompt has all tags; those beside

@@ -1,15 +1,18 @@
-//! Attention of one wide head, the VAE's, forward alone: two GEMMs with the scores between them in memory. Flash attention has to share such
-//! a head among invocations, each of which computes all of its scores again.
+//! Attention of one wide head, the VAE's, forward alone: two GEMMs with the scores between them in memory. Flash attention
+//! has to share such a head among invocations, each of which computes all of its scores again.
 
 use strata_engine::{DType, Launch, Result, Shader, Tensor, fold_grid, params};
 
 use super::AttentionParams;
 use crate::gemm::{Gemm, Layout};
-use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
+use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
 use crate::{lane, workgroup};
 
-static SOFTMAX: Shader =
-    Shader { name: "softmax", source: include_str!("softmax.wgsl"), includes: &[INDEX, REDUCE] };
+static SOFTMAX: Shader = Shader {
+    name: "attention_softmax",
+    source: include_str!("../attention_softmax.wgsl"),
+    includes: &[INDEX, REDUCE, ROW],
+};
 
 params! { struct SoftmaxParams { rows: u32, c: u32 } }
 
@@ -27,7 +30,7 @@ pub(super) fn suits(p: &AttentionParams, dtype: DType) -> bool {
 pub(super) fn forward([q, k, v]: [&Tensor; 3], p: &AttentionParams) -> Result<Tensor> {
     let y = Tensor::empty(q.gpu(), q.shape(), q.dtype())?;
     let [tq, tk, d] = [p.tq, p.tk, p.d].map(|n| n as usize);
-    let rows = (SCORES_BYTES / (4 * tk)).clamp(1, tq);
+    let rows = (SCORES_BYTES / (4 * tk)).min(tq).max(1);
     for sample in 0..p.batch as usize {
         let [k, v] = [k.view(sample * tk * d, &[tk, d])?, v.view(sample * tk * d, &[tk, d])?];
         for first in (0..tq).step_by(rows) {

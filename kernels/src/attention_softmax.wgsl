@@ -10,18 +10,7 @@
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
-    {% if LANE %}
-    let row = flat_index(wid, groups, lid);
-    let START = 0u;
-    let STEP = 1u;
-    {% else %}
-    let row = wid.x + wid.y * groups.x;
-    let START = lid;
-    let STEP = {{ WG }}u;
-    {% endif %}
-    if (row >= p.rows) {
-        return;
-    }
+{% include "row" %}
     let at = row * p.c;
     // an invocation without a value takes the first, which changes no maximum
     var m = x[at];
