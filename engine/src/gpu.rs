@@ -75,6 +75,8 @@ pub struct Caps {
     pub max_binding: u64,
     /// Largest workgroup memory in bytes.
     pub max_workgroup_memory: u32,
+    /// Most invocations of a workgroup.
+    pub max_workgroup_size: u32,
 }
 
 /// One line of `strata devices`.
@@ -320,6 +322,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
         subgroup: info.subgroup_max_size,
         max_binding: limits.max_storage_buffer_binding_size,
         max_workgroup_memory: limits.max_compute_workgroup_storage_size,
+        max_workgroup_size: limits.max_compute_invocations_per_workgroup,
         name: info.name,
     }
 }

@@ -31,17 +31,20 @@
 {% set USED = BC * LD if LSE else WEIGHTS + SUMS|length * BR * LP %}
 {% set MAT = "coop_mat" ~ SIDE ~ "x" ~ SIDE %}
 {% set IS = range(FM) %}
+{% set TILES = range(1 if LSE else 2) %}
 {% set KS = range(DP // SIDE) %}
 {% set LIFT = 64 %}
-{% from "attention_tiles" import put, quad, stage, product, add, write %}
-@group(0) @binding(0) var<storage, read> q: array<{{ vec(V, "f16") }}>;
-@group(0) @binding(1) var<storage, read> k: array<{{ vec(V, "f16") }}>;
-@group(0) @binding(2) var<storage, read> v: array<{{ vec(V, "f16") }}>;
+// pairs of f16 as they lie in memory, which no compiler takes apart before they are there
+{% set IN = "vec2<u32>" if V == 4 else "f16" %}
+{% from "attention_tiles" import put, quad, declare, fetch, stage, product, add, write %}
+@group(0) @binding(0) var<storage, read> q: array<{{ IN }}>;
+@group(0) @binding(1) var<storage, read> k: array<{{ IN }}>;
+@group(0) @binding(2) var<storage, read> v: array<{{ IN }}>;
 @group(0) @binding(3) var<storage, {{ "read_write" if LSE else "read" }}> lse: array<f32>;
 {% if FORWARD %}
 @group(0) @binding(4) var<storage, read_write> out: array<{{ vec(V, "f16") }}>;
 {% elif BOTH %}
-@group(0) @binding(4) var<storage, read> grad: array<{{ vec(V, "f16") }}>;
+@group(0) @binding(4) var<storage, read> grad: array<{{ IN }}>;
 @group(0) @binding(5) var<storage, {{ "read_write" if DELTA else "read" }}> delta: array<f32>;
 {% if not DELTA %}
 @group(0) @binding(6) var<storage, read_write> out: array<{{ vec(V, "f16") }}>;
@@ -89,7 +92,11 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     let own = first + row;
 
     {% for tile in range(2 if BOTH else 1) %}
-    {{ stage(ROWS[tile], 0, BR, "first", "tokens", "start") }}
+    {{ declare("rows" ~ tile, BR) }}
+    {{ fetch(ROWS[tile], "rows" ~ tile, BR, "first", "tokens", "start") }}
+    {% endfor %}
+    {% for tile in range(2 if BOTH else 1) %}
+    {{ stage(0, "rows" ~ tile, BR) }}
     workgroupBarrier();
     {% for i in IS %}
     {% for c in KS %}
@@ -121,17 +128,34 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     var weights = 0.0;
     {% endif %}
 
-    for (var j = {{ "first" if KEYS and CAUSAL else "0u" }}; j < {{ "min(first + " ~ BR ~ "u, others)" if CAUSAL and not KEYS else "others" }}; j += {{ BC }}u) {
-        {% for tile in range(1 if LSE else 2) %}
-        {{ stage(COLUMNS[tile], tile * BC * LD, BC, "j", "others", "start_others") }}
+    // the tokens of the next turn are on their way while those of this one are worked on
+    let first_column = {{ "first" if KEYS and CAUSAL else "0u" }};
+    {% for tile in TILES %}
+    {{ declare(tile, BC) }}
+    {{ fetch(COLUMNS[tile], tile, BC, "first_column", "others", "start_others") }}
+    {% endfor %}
+    {% if KEYS %}
+    var next_lse = lse[stats + min(first_column + lid % {{ BC }}u, others - 1u)];
+    var next_delta = delta[stats + min(first_column + lid % {{ BC }}u, others - 1u)];
+    {% endif %}
+    for (var j = first_column; j < {{ "min(first + " ~ BR ~ "u, others)" if CAUSAL and not KEYS else "others" }}; j += {{ BC }}u) {
+        {% for tile in TILES %}
+        {{ stage(tile * BC * LD, tile, BC) }}
         {% endfor %}
         {% if KEYS %}
-        for (var x = lid; x < {{ BC }}u; x += {{ WG }}u) {
-            column_lse[x] = lse[stats + min(j + x, others - 1u)];
-            column_delta[x] = delta[stats + min(j + x, others - 1u)];
+        if (lid < {{ BC }}u) {
+            column_lse[lid] = next_lse;
+            column_delta[lid] = next_delta;
         }
         {% endif %}
         workgroupBarrier();
+        {% for tile in TILES %}
+        {{ fetch(COLUMNS[tile], tile, BC, "j + " ~ BC ~ "u", "others", "start_others") }}
+        {% endfor %}
+        {% if KEYS %}
+        next_lse = lse[stats + min(j + {{ BC }}u + lid % {{ BC }}u, others - 1u)];
+        next_delta = delta[stats + min(j + {{ BC }}u + lid % {{ BC }}u, others - 1u)];
+        {% endif %}
         {{ product(0) }}
         {% if BOTH %}
         {{ product(1) }}

@@ -11,24 +11,54 @@
 
 {%- macro quad(at) %}{% if SV == 4 %}scores[({{ at }}) / 4u]{% else %}vec4<f32>({% for i in range(4) %}scores[{{ at }} + {{ i }}u]{{ ", " if not loop.last }}{% endfor %}){% endif %}{% endmacro %}
 
-// `count` tokens from `first` on into workgroup memory
-{%- macro stage(name, to, count, first, tokens, start) %}
-        for (var x = lid; x < {{ count * DP // 4 }}u; x += {{ WG }}u) {
+// what an invocation fetches of `count` tokens: some vectors of four, and whether they are within the tensor
+{%- macro declare(to, count) %}
+        {% for i in range((count * DP // 4 + WG - 1) // WG) %}
+        var fetched{{ to }}_{{ i }} = {{ "vec2<u32>" if V == 4 else "vec4<f16>" }}();
+        var there{{ to }}_{{ i }} = false;
+        {% endfor %}
+{%- endmacro %}
+
+// Tokens from `first` on into registers. Loads are never skipped: a branch round each would have them wait for one another.
+{%- macro fetch(name, to, count, first, tokens, start) %}
+        {% for i in range((count * DP // 4 + WG - 1) // WG) %}
+        {
+            let x = lid + {{ i * WG }}u;
             let token = {{ first }} + x / {{ DP // 4 }}u;
             let c = x % {{ DP // 4 }}u * 4u;
             let at = {{ start }} + token * width + c;
-            var values = vec4<f16>();
+            there{{ to }}_{{ i }} = token < {{ tokens }} && c < p.d;
             {% if V == 4 %}
-            if (token < {{ tokens }} && c < p.d) {
-                values = {{ name }}[at / 4u];
-            }
+            fetched{{ to }}_{{ i }} = {{ name }}[select(0u, at, there{{ to }}_{{ i }}) / 4u];
             {% else %}
-            for (var i = 0u; i < select(0u, min(p.d - min(c, p.d), 4u), token < {{ tokens }}); i++) {
-                values[i] = {{ name }}[at + i];
+            fetched{{ to }}_{{ i }} = vec4<f16>();
+            for (var e = 0u; e < select(0u, min(p.d - min(c, p.d), 4u), there{{ to }}_{{ i }}); e++) {
+                fetched{{ to }}_{{ i }}[e] = {{ name }}[at + e];
             }
             {% endif %}
-            {{ put(to ~ "u + x / " ~ DP // 4 ~ "u * " ~ LD ~ "u + c", "values") }}
         }
+        {% endfor %}
+{%- endmacro %}
+
+// and from there into workgroup memory
+{%- macro stage(to, from, count) %}
+        {% for i in range((count * DP // 4 + WG - 1) // WG) %}
+        {
+            let x = lid + {{ i * WG }}u;
+            {% if V == 4 %}
+            let pairs = select(vec2<u32>(), fetched{{ from }}_{{ i }}, there{{ from }}_{{ i }});
+            let values = vec4<f16>(vec4<f32>(unpack2x16float(pairs.x), unpack2x16float(pairs.y)));
+            {% else %}
+            let values = fetched{{ from }}_{{ i }};
+            {% endif %}
+            {% if (i + 1) * WG > count * DP // 4 %}
+            if (x < {{ count * DP // 4 }}u)
+            {% endif %}
+            {
+                {{ put(to ~ "u + x / " ~ DP // 4 ~ "u * " ~ LD ~ "u + x % " ~ DP // 4 ~ "u * 4u", "values") }}
+            }
+        }
+        {% endfor %}
 {%- endmacro %}
 
 // scores[tile] = rows columns^T

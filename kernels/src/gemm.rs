@@ -163,11 +163,14 @@ impl<'a> Gemm<'a> {
             );
             return Err(Error::op(op, message));
         }
+        let aligned = |k: u32| {
+            k.is_multiple_of(body.width()) && (self.layout == Layout::Nt || n.is_multiple_of(body.width()))
+        };
         let features = Features {
             types: [self.a.dtype(), self.b.dtype(), self.out],
             layout: self.layout,
-            vec: c.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
-            vec_ext: r.is_multiple_of(4) && (self.layout == Layout::Nt || n.is_multiple_of(4)),
+            vec: aligned(c),
+            vec_ext: aligned(r),
             vec_n: n.is_multiple_of(4),
             conv: conv.map(|v| v.transposed),
             ext: self.ext.is_some(),
@@ -274,6 +277,11 @@ impl Body {
         gemm.planes == 1 || (std::ptr::eq(self.shader, &LANE) && rows.is_multiple_of(self.tile[0] as usize))
     }
 
+    /// Values of the last axis that it loads at once, where their number allows.
+    fn width(&self) -> u32 {
+        if coop::is(self) { 8 } else { 4 }
+    }
+
     fn tiles(&self, m: u32, n: u32) -> u32 {
         m.div_ceil(self.tile[0]) * n.div_ceil(self.tile[1])
     }
@@ -298,7 +306,7 @@ struct Features {
 
 impl Features {
     fn defs(&self, body: &Body) -> Defs {
-        let width = |vec: bool| Def::Int(if vec { 4 } else { 1 });
+        let width = |vec: bool| Def::Int(if vec { body.width() } else { 1 });
         let own = vec![
             ("TA", self.types[0].wgsl().into()),
             ("T", self.types[1].wgsl().into()),

@@ -1,102 +1,150 @@
 // GEMM on cooperative matrices: SIDE x SIDE x SIDE tiles of f16 with f32 sums, held by a subgroup together.
 // A workgroup makes BM x BN of the output: SM x SN subgroups of FM x FN tiles each, BK values of k at a time through
-// workgroup memory, where zeros stand for what is past an edge. Subgroups beyond SM SN, which there are where they come
-// smaller than expected, do the same as others once more: naga does not let matrices depend on a subgroup's number.
-// Dispatch: one workgroup per BM x BN, columns fastest, folded.
+// workgroup memory, where zeros stand for what is past an edge. The values of the next step are on their way from memory
+// while those of this one are multiplied. Subgroups beyond SM SN, which there are where they come smaller than
+// expected, do the same as others once more: naga does not let matrices depend on a subgroup's number.
+// Dispatch: one workgroup per BM x BN, folded; in groups of GROUP rows of workgroups, rows fastest, so that those that run at
+// the same time share what they read.
 // Numeric note: A is rounded to f16 where it is f32; products are exact, sums f32 in an order that the device chooses.
 // Tiles are unrolled by the template: naga gives drivers no hint to, and an array of tiles may spill.
 {% include "gemm_io" %}
 {% from "vec" import vec %}
 {% set BM = SM * FM * SIDE %}
 {% set BN = SN * FN * SIDE %}
-{% set QK = BK // 4 %}
 // rows in workgroup memory are padded by 8, so that they start in different banks, 16 bytes aligned
 {% set LA = BK + 8 %}
 {% set LB = BN + 8 if NN else BK + 8 %}
 {% set ROWS_B = BK if NN else BN %}
-{% set QUADS_B = BN // 4 if NN else QK %}
+// eight neighbouring values are fetched at once: so many are a row, and so many each invocation's per step
+{% set PER_ROW_A = BK // 8 %}
+{% set PER_ROW_B = BN // 8 if NN else BK // 8 %}
+{% set EIGHTS_A = range((BM * PER_ROW_A + WG - 1) // WG) %}
+{% set EIGHTS_B = range((ROWS_B * PER_ROW_B + WG - 1) // WG) %}
+{% set START_B = BM * LA %}
+{% set GROUP = 8 %}
 {% set MAT = "coop_mat" ~ SIDE ~ "x" ~ SIDE %}
 {% set IS = range(FM) %}
 {% set JS = range(FN) %}
-var<workgroup> tile_a: array<{{ vec(SV, "f16") }}, {{ BM * LA // SV }}>;          // [BM, k]
-var<workgroup> tile_b: array<{{ vec(SV, "f16") }}, {{ ROWS_B * LB // SV }}>;      // NN: [k, BN], NT: [BN, k]
-var<workgroup> slab: array<f32, {{ SM * SN * SIDE * FN * SIDE }}>;       // one row of tiles of each subgroup
-var<workgroup> row_start: array<i32, {{ BM }}>;                               // where a row of A begins, -1: it is zeros
+{% set LEAVING = SIDE * FS * SIDE %}
+var<workgroup> tiles: array<{{ vec(SV, "f16") }}, {{ (START_B + ROWS_B * LB) // SV }}>;   // A [BM, k], then B (NN: [k, BN], NT: [BN, k])
+var<workgroup> slab: array<{{ vec(SV, "f32") }}, {{ SM * SN * LEAVING // SV }}>;          // FS tiles of sums of each subgroup, side by side
 
-{%- macro put(tile, at, value) %}
-        {% if SV == 4 %}
-        {{ tile }}[({{ at }}) / 4u] = {{ value }};
+{%- macro matrix(role, at, line, transposed) -%}
+    coopLoad{{ "" if transposed else "T" }}<{{ MAT }}<f16, {{ role }}>>(&tiles[({{ at }}) / {{ SV }}u], {{ line // SV }}u)
+{%- endmacro %}
+
+// what is fetched: pairs of f16 as they lie in memory, which no compiler takes apart before they are there; or halves
+{%- macro declare(name, width, type) %}
+        {% if width == 8 and type == "f16" %}
+        var {{ name }} = vec4<u32>();
         {% else %}
-        {% for i in range(4) %}
-        {{ tile }}[{{ at }} + {{ i }}u] = {{ value }}[{{ i }}];
+        var {{ name }}_low = vec4<{{ type }}>();
+        var {{ name }}_high = vec4<{{ type }}>();
+        {% endif %}
+{%- endmacro %}
+
+// `there`: whether it begins within the tensor; `left`: how many values of the line there are from its start on. Loads of
+// eight are never skipped: a branch round each would have them wait for one another.
+{%- macro fetch(name, from, at, there, left, width, type) %}
+        {% if width == 8 and type == "f16" %}
+        {{ name }} = {{ from }}[select(0u, {{ at }}, {{ there }}) / 8u];
+        {% elif width == 8 %}
+        {{ name }}_low = {{ from }}[select(0u, {{ at }}, {{ there }}) / 8u * 2u];
+        {{ name }}_high = {{ from }}[select(0u, {{ at }}, {{ there }}) / 8u * 2u + 1u];
+        {% else %}
+        {{ name }}_low = vec4<{{ type }}>();
+        {{ name }}_high = vec4<{{ type }}>();
+        if ({{ there }}) {
+            for (var i = 0u; i < min({{ left }}, 4u); i++) {
+                {{ name }}_low[i] = {{ from }}[{{ at }} + i];
+            }
+            for (var i = 4u; i < min({{ left }}, 8u); i++) {
+                {{ name }}_high[i - 4u] = {{ from }}[{{ at }} + i];
+            }
+        }
+        {% endif %}
+{%- endmacro %}
+
+{%- macro store(at, name, there, width, type) %}
+            {% if width == 8 and type == "f16" %}
+            let pairs = select(vec4<u32>(), {{ name }}, {{ there }});
+            let low = vec4<f16>(vec4<f32>(unpack2x16float(pairs.x), unpack2x16float(pairs.y)));
+            let high = vec4<f16>(vec4<f32>(unpack2x16float(pairs.z), unpack2x16float(pairs.w)));
+            {% else %}
+            let low = vec4<f16>(select(vec4<{{ type }}>(), {{ name }}_low, {{ there }}));
+            let high = vec4<f16>(select(vec4<{{ type }}>(), {{ name }}_high, {{ there }}));
+            {% endif %}
+            {% if SV == 4 %}
+            tiles[({{ at }}) / 8u * 2u] = low;
+            tiles[({{ at }}) / 8u * 2u + 1u] = high;
+            {% else %}
+            {% for i in range(4) %}
+            tiles[{{ at }} + {{ i }}u] = low[{{ i }}];
+            tiles[{{ at }} + {{ i + 4 }}u] = high[{{ i }}];
+            {% endfor %}
+            {% endif %}
+{%- endmacro %}
+
+// where the rows of A begin for this tap, -1: they are zeros
+{%- macro find_rows(count, shifted) %}
+        {% for i in EIGHTS_A %}
+        {% if shifted %}
+        start_a{{ i }} = select(-1, source(pixel{{ i }}, tap) * i32({{ count }}) + i32(k_a), m{{ i }} < p.m && source(pixel{{ i }}, tap) >= 0);
+        {% else %}
+        start_a{{ i }} = select(-1, i32(m{{ i }} * {{ count }} + k_a), m{{ i }} < p.m);
+        {% endif %}
+        {% endfor %}
+{%- endmacro %}
+
+// `more`: whether there is this step at all
+{%- macro fetch_step(a, b, width, type, count, taps, more) %}
+        inside_a = {{ more }}k + k_a < {{ count }};
+        {% for i in EIGHTS_A %}
+        {{ fetch("a" ~ i, a, "u32(start_a" ~ i ~ ") + k", "inside_a && start_a" ~ i ~ " >= 0", count ~ " - k - k_a", width, type) }}
+        {% endfor %}
+        {% if NN %}
+        {% for i in EIGHTS_B %}
+        inside_b{{ i }} = {{ more }}k + row_b{{ i }} < {{ count }} && n_b < p.n;
+        {{ fetch("b" ~ i, b, "((k + row_b" ~ i ~ ") * " ~ taps ~ " + tap) * p.n + n_b", "inside_b" ~ i, "p.n - n_b", width, T) }}
+        {% endfor %}
+        {% else %}
+        {% for i in EIGHTS_B %}
+        inside_b{{ i }} = {{ more }}k + k_b < {{ count }} && first_n + row_b{{ i }} < p.n;
+        {{ fetch("b" ~ i, b, "start_b" ~ i ~ " + tap * " ~ count ~ " + k", "inside_b" ~ i, count ~ " - k - k_b", width, T) }}
         {% endfor %}
         {% endif %}
 {%- endmacro %}
 
-// four values from index `at` on, of which `there` exist; name[] holds vec(width)
-{%- macro four(name, at, there, width) %}
-        {% if width == 4 %}
-        if ({{ there }} > 0u) {
-            v = vec4<f16>({{ name }}[({{ at }}) / 4u]);
-        }
-        {% else %}
-        for (var i = 0u; i < min({{ there }}, 4u); i++) {
-            v[i] = f16({{ name }}[{{ at }} + i]);
-        }
+{%- macro put_step(width, type) %}
+        {% for i in EIGHTS_A %}
+        {% if (i + 1) * WG > BM * PER_ROW_A %}
+        if (row_a{{ i }} < {{ BM }}u)
         {% endif %}
+        {
+            {{ store("row_a" ~ i ~ " * " ~ LA ~ "u + k_a", "a" ~ i, "inside_a && start_a" ~ i ~ " >= 0", width, type) }}
+        }
+        {% endfor %}
+        {% for i in EIGHTS_B %}
+        {% if (i + 1) * WG > ROWS_B * PER_ROW_B %}
+        if (row_b{{ i }} < {{ ROWS_B }}u)
+        {% endif %}
+        {
+            {{ store(START_B ~ "u + row_b" ~ i ~ " * " ~ LB ~ "u + column_b", "b" ~ i, "inside_b" ~ i, width, T) }}
+        }
+        {% endfor %}
 {%- endmacro %}
 
-// where the rows of A with so many values each begin, for this tap if it shifts them
-{%- macro find_rows(count, shifted) %}
-        for (var row = lid; row < {{ BM }}u; row += {{ WG }}u) {
-            let m = first_m + row;
-            {% if shifted %}
-            row_start[row] = select(-1, source(pixel(min(m, p.m - 1u)), tap) * i32({{ count }}), m < p.m);
-            {% else %}
-            row_start[row] = select(-1, i32(m * {{ count }}), m < p.m);
-            {% endif %}
-        }
-        workgroupBarrier();
-{%- endmacro %}
-
-// sums += A[:, 0 .. count] B[0 .. count, :]
-{%- macro accumulate(a, b, width, count, row_b, step) %}
-    for (var k = 0u; k < {{ count }}; k += {{ BK }}u) {
-        for (var q = lid; q < {{ BM * QK }}u; q += {{ WG }}u) {
-            let row = q / {{ QK }}u;
-            let kk = k + q % {{ QK }}u * 4u;
-            let start = row_start[row];
-            var v = vec4<f16>();
-            let there = select(0u, {{ count }} - min(kk, {{ count }}), start >= 0);
-            {{ four(a, "u32(start) + kk", "there", width) }}
-            {{ put("tile_a", "row * " ~ LA ~ "u + q % " ~ QK ~ "u * 4u", "v") }}
-        }
-        for (var q = lid; q < {{ ROWS_B * QUADS_B }}u; q += {{ WG }}u) {
-            let row = q / {{ QUADS_B }}u;
-            let quad = q % {{ QUADS_B }}u * 4u;
-            var v = vec4<f16>();
-            {% if NN %}
-            let n = first_n + quad;
-            let there = select(0u, p.n - min(n, p.n), k + row < {{ count }});
-            {{ four(b, "(k + row) * " ~ step ~ " + " ~ row_b ~ " + n", "there", width) }}
-            {% else %}
-            let kk = k + quad;
-            let there = select(0u, {{ count }} - min(kk, {{ count }}), first_n + row < p.n);
-            {{ four(b, "(first_n + row) * " ~ step ~ " + " ~ row_b ~ " + kk", "there", width) }}
-            {% endif %}
-            {{ put("tile_b", "row * " ~ LB ~ "u + quad", "v") }}
-        }
-        workgroupBarrier();
+{%- macro multiply() %}
         {% for kk in range(0, BK, SIDE) %}
         {
             {% for i in IS %}
-            let a{{ i }} = coopLoadT<{{ MAT }}<f16, A>>(&tile_a[((row_of_tiles + {{ i * SIDE }}u) * {{ LA }}u + {{ kk }}u) / {{ SV }}u], {{ LA // SV }}u);
+            let a{{ i }} = {{ matrix("A", "(row_of_tiles + " ~ i * SIDE ~ "u) * " ~ LA ~ "u + " ~ kk ~ "u", LA, false) }};
             {% endfor %}
             {% for j in JS %}
             {% if NN %}
-            let b{{ j }} = coopLoadT<{{ MAT }}<f16, B>>(&tile_b[({{ kk * LB }}u + column_of_tiles + {{ j * SIDE }}u) / {{ SV }}u], {{ LB // SV }}u);
+            let b{{ j }} = {{ matrix("B", (START_B + kk * LB + j * SIDE) ~ "u + column_of_tiles", LB, false) }};
             {% else %}
-            let b{{ j }} = coopLoad<{{ MAT }}<f16, B>>(&tile_b[((column_of_tiles + {{ j * SIDE }}u) * {{ LB }}u + {{ kk }}u) / {{ SV }}u], {{ LB // SV }}u);
+            let b{{ j }} = {{ matrix("B", (START_B + kk) ~ "u + (column_of_tiles + " ~ j * SIDE ~ "u) * " ~ LB ~ "u", LB, true) }};
             {% endif %}
             {% for i in IS %}
             sum{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, sum{{ i }}_{{ j }});
@@ -104,17 +152,69 @@ var<workgroup> row_start: array<i32, {{ BM }}>;                               //
             {% endfor %}
         }
         {% endfor %}
-        workgroupBarrier();
+{%- endmacro %}
+
+// sums += sum over taps of A[:, 0 .. count] B[0 .. count, :]
+{%- macro accumulate(a, b, width, type, count, taps, shifted) %}
+    {
+        {% set MORE = "tap < " ~ taps ~ " && " if shifted else "" %}
+        let k_a = lid % {{ PER_ROW_A }}u * 8u;
+        {% for i in EIGHTS_A %}
+        let row_a{{ i }} = lid / {{ PER_ROW_A }}u + {{ i * WG // PER_ROW_A }}u;
+        let m{{ i }} = first_m + row_a{{ i }};
+        var start_a{{ i }} = -1;
+        {% if shifted %}
+        let pixel{{ i }} = pixel(min(m{{ i }}, p.m - 1u));
+        {% endif %}
+        {{ declare("a" ~ i, width, type) }}
+        {% endfor %}
+        let column_b = lid % {{ PER_ROW_B }}u * 8u;
+        let {{ "n_b = first_n + column_b" if NN else "k_b = column_b" }};
+        {% for i in EIGHTS_B %}
+        let row_b{{ i }} = lid / {{ PER_ROW_B }}u + {{ i * WG // PER_ROW_B }}u;
+        {% if not NN %}
+        let start_b{{ i }} = (first_n + row_b{{ i }}) * {{ taps }} * {{ count }} + k_b;
+        {% endif %}
+        var inside_b{{ i }} = false;
+        {{ declare("b" ~ i, width, T) }}
+        {% endfor %}
+        var inside_a = false;
+        var tap = 0u;
+        var k = 0u;
+        {{ find_rows(count, shifted) }}
+        {{ fetch_step(a, b, width, type, count, taps, MORE) }}
+        let steps = {{ taps }} * (({{ count }} + {{ BK - 1 }}u) / {{ BK }}u);
+        for (var step = 0u; step < steps; step++) {
+            {{ put_step(width, type) }}
+            workgroupBarrier();
+            k += {{ BK }}u;
+            {% if shifted %}
+            if (k >= {{ count }}) {
+                k = 0u;
+                tap++;
+                {{ find_rows(count, shifted) }}
+            }
+            {% endif %}
+            {{ fetch_step(a, b, width, type, count, taps, MORE) }}
+            {{ multiply() }}
+            workgroupBarrier();
+        }
     }
 {%- endmacro %}
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32, @builtin(subgroup_id) subgroup: u32) {
+    let down = (p.m + {{ BM - 1 }}u) / {{ BM }}u;
     let across = (p.n + {{ BN - 1 }}u) / {{ BN }}u;
     let block = wid.x + wid.y * groups.x;
-    let first_m = block / across * {{ BM }}u;
-    let first_n = block % across * {{ BN }}u;
-    if (first_m >= p.m) {
+    let group = block / ({{ GROUP }}u * across) * {{ GROUP }}u;
+    if (group >= down) {
+        return;
+    }
+    let rows = min(down - group, {{ GROUP }}u);
+    let first_m = (group + (block - group * across) % rows) * {{ BM }}u;
+    let first_n = (block - group * across) / rows * {{ BN }}u;
+    if (first_n >= p.n) {
         return;
     }
     let part = subgroup % {{ SM * SN }}u;
@@ -125,32 +225,29 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     var sum{{ i }}_{{ j }} = {{ MAT }}<f32, C>();
     {% endfor %}
     {% endfor %}
-    for (var tap = 0u; tap < p.taps; tap++) {
-        {{ find_rows("p.c", CONV) }}
-        {{ accumulate("a", "b", V, "p.c", "tap * " ~ ("p.n" if NN else "p.c"), "p.taps * " ~ ("p.n" if NN else "p.c")) }}
-    }
-    {% if EXT and TRANSPOSED %}
-    for (var tap = 0u; tap < p.taps; tap++) {
-        {{ find_rows("p.r", true) }}
-        {{ accumulate("s", "u", VE, "p.r", "tap * p.n", "p.taps * p.n") }}
-    }
-    {% elif EXT %}
-    {{ find_rows("p.r", false) }}
-    {{ accumulate("s", "u", VE, "p.r", "0u", "p.n" if NN else "p.r") }}
+    {{ accumulate("a", "b", V, TA, "p.c", "p.taps" if CONV else "1u", CONV) }}
+    {% if EXT %}
+    {{ accumulate("s", "u", VE, T, "p.r", "p.taps" if TRANSPOSED else "1u", TRANSPOSED) }}
     {% endif %}
     {% for i in IS %}
-    {% for j in JS %}
-    coopStoreT(sum{{ i }}_{{ j }}, &slab[part * {{ SIDE * FN * SIDE }}u + {{ j * SIDE }}u], {{ FN * SIDE }}u);
+    {% for first in range(0, FN, FS) %}
+    {% for j in range(FS) %}
+    coopStoreT(sum{{ i }}_{{ first + j }}, &slab[(part * {{ LEAVING }}u + {{ j * SIDE }}u) / {{ SV }}u], {{ FS * SIDE // SV }}u);
     {% endfor %}
     workgroupBarrier();
-    for (var q = lid; q < {{ SM * SN * SIDE * FN * SIDE // 4 }}u; q += {{ WG }}u) {
-        let owner = q / {{ SIDE * FN * SIDE // 4 }}u;
-        let row = q / {{ FN * SIDE // 4 }}u % {{ SIDE }}u;
-        let quad = q % {{ FN * SIDE // 4 }}u * 4u;
+    for (var q = lid; q < {{ SM * SN * LEAVING // 4 }}u; q += {{ WG }}u) {
+        let owner = q / {{ LEAVING // 4 }}u;
+        let row = q / {{ FS * SIDE // 4 }}u % {{ SIDE }}u;
+        let column = q % {{ FS * SIDE // 4 }}u * 4u;
         let m = first_m + owner / {{ SN }}u * {{ FM * SIDE }}u + {{ i * SIDE }}u + row;
-        let n = first_n + owner % {{ SN }}u * {{ FN * SIDE }}u + quad;
+        let n = first_n + owner % {{ SN }}u * {{ FN * SIDE }}u + {{ first * SIDE }}u + column;
+        {% if SV == 4 %}
+        finish(m, n, slab[q]);
+        {% else %}
         finish(m, n, vec4<f32>(slab[q * 4u], slab[q * 4u + 1u], slab[q * 4u + 2u], slab[q * 4u + 3u]));
+        {% endif %}
     }
     workgroupBarrier();
+    {% endfor %}
     {% endfor %}
 }

@@ -8,10 +8,12 @@
 //   NT: B is stored [n, tap, c], U [n, r]      (y = x Wt, weights as [out, in])
 //   NN: B is stored [c, tap, n], U [r, tap, n] (dx = dy W, the same weights)
 // A is TA, B, S and U are T, the output and the residual TO: f16 weights go with a residual stream in f32.
-// V = 4 loads four values of the last axis at once: c % 4 == 0, and for NN n % 4 == 0; VE likewise for r; VN: n % 4 == 0.
+// V = 4 or 8 loads so many values of the last axis at once: c % V == 0, and for NN n % V == 0; VE likewise for r; VN: n % 4 == 0.
 {% from "vec" import vec %}
-@group(0) @binding(0) var<storage, read> a: array<{{ vec(V, TA) }}>;      // [m, c], or an image [batch, src_h, src_w, c]
-@group(0) @binding(1) var<storage, read> b: array<{{ vec(V, T) }}>;
+// eight of f16 are bound as four pairs, eight of f32 as four and four
+{% macro bound(width, type) %}{% if width == 8 and type == "f16" %}vec4<u32>{% else %}{{ vec(width, type) }}{% endif %}{% endmacro %}
+@group(0) @binding(0) var<storage, read> a: array<{{ bound(V, TA) }}>;      // [m, c], or an image [batch, src_h, src_w, c]
+@group(0) @binding(1) var<storage, read> b: array<{{ bound(V, T) }}>;
 @group(0) @binding(2) var<storage, read_write> out: array<{{ vec(4 if VN else 1, TO) }}>;  // [m, n]
 {% if BIAS %}
 @group(0) @binding(3) var<storage, read> bias: array<{{ vec(4 if VN else 1, "f32") }}>;    // [n]
@@ -20,8 +22,8 @@
 @group(0) @binding(4) var<storage, read> residual: array<{{ vec(4 if VN else 1, TO) }}>;   // [m, n]
 {% endif %}
 {% if EXT %}
-@group(0) @binding(5) var<storage, read> s: array<{{ vec(VE, T) }}>;      // [m, r]
-@group(0) @binding(6) var<storage, read> u: array<{{ vec(VE, T) }}>;
+@group(0) @binding(5) var<storage, read> s: array<{{ bound(VE, T) }}>;      // [m, r]
+@group(0) @binding(6) var<storage, read> u: array<{{ bound(VE, T) }}>;
 {% endif %}
 {% if GATE %}
 @group(0) @binding(7) var<storage, read> gate: array<f32>;                // [m / rows_per_gate]

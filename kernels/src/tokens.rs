@@ -20,8 +20,8 @@ params! {
     }
 }
 
-/// Rows that one invocation sums before the work is split.
-const ROWS_PER_SPLIT: usize = 512;
+/// Rows that one invocation sums before the work is split: on CPUs, and on GPUs, which want many invocations.
+const ROWS_PER_SPLIT: [usize; 2] = [512, 128];
 
 fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, conv: bool, wg: u32) -> Defs {
     vec![
@@ -55,14 +55,15 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor, conv: Opt
         return Err(Error::op("gradient of a product", format!("{u:?} transposed times {v:?} into {sum:?}")));
     }
     let gpu = u.gpu();
-    let splits = m.div_ceil(ROWS_PER_SPLIT);
+    let rows_per_split = ROWS_PER_SPLIT[usize::from(!gpu.caps().cpu)];
+    let splits = m.div_ceil(rows_per_split);
     let partial = if splits > 1 { Some(Tensor::empty(gpu, &[splits, i, j], DType::F32)?) } else { None };
     let mut params = TokensParams {
         m: m as u32,
         i: i as u32,
         j: j as u32,
         splits: splits as u32,
-        rows_per_split: ROWS_PER_SPLIT as u32,
+        rows_per_split: rows_per_split as u32,
         c: c as u32,
         ..TokensParams::default()
     };

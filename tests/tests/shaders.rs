@@ -11,6 +11,7 @@ use strata_kernels::{Variant, variants};
 fn validated(text: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
     let capabilities = Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
         | Capabilities::IMMEDIATES
         | Capabilities::COOPERATIVE_MATRIX
         | Capabilities::SUBGROUP;

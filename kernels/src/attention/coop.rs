@@ -60,7 +60,7 @@ fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
     match (side, cpu) {
         (_, true) => const { &[shape([2, 2], 2, 32), shape([1, 2], 1, 16)] },
         (8, false) => const { &[shape([4, 1], 2, 32), shape([4, 1], 1, 32), shape([4, 1], 1, 16)] },
-        _ => const { &[shape([4, 1], 2, 32), shape([4, 1], 1, 32), shape([2, 2], 1, 32)] },
+        _ => const { &[shape([8, 1], 1, 32), shape([4, 1], 1, 32), shape([2, 2], 1, 32)] },
     }
 }
 

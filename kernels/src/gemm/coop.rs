@@ -7,37 +7,57 @@ use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 pub(super) static COOP: Shader =
     Shader { name: "gemm_coop", source: include_str!("../gemm_coop.wgsl"), includes: &[VEC, IO, ACT, CONV] };
 
-/// Values of k that are in workgroup memory at once.
-const BK: u32 = 32;
-
-/// How a workgroup shares its part of the output.
+/// How a workgroup makes its part of the output.
 #[derive(Clone, Copy)]
 struct Shape {
-    /// Rows × columns, with matrices of 8 × 8 and with those of 16 × 16.
-    names: [&'static str; 2],
+    /// Rows × columns.
+    name: &'static str,
     /// Subgroups over rows and columns.
     subgroups: [u32; 2],
     /// Cooperative matrices of each, over rows and columns.
     matrices: [u32; 2],
+    /// Values of k that are in workgroup memory at once.
+    depth: u32,
+    /// Fewer workgroups than these leave a large GPU idle, and a smaller shape is faster.
+    least: u32,
 }
 
-const LARGE: Shape = Shape { names: ["64×64", "128×128"], subgroups: [2, 2], matrices: [4, 4] };
-const SMALL: Shape = Shape { names: ["32×32", "64×64"], subgroups: [2, 2], matrices: [2, 2] };
-/// For columns that the large shape would waste, as it does a sixth of 320; chosen by tuning alone.
-const TALL: Shape = Shape { names: ["64×32", "128×64"], subgroups: [2, 2], matrices: [4, 2] };
-/// For few columns: the rank of a LoRA.
-const THIN: Shape = Shape { names: ["64×8", "128×16"], subgroups: [4, 1], matrices: [2, 1] };
-
-/// So many workgroups of the large shape keep a large GPU busy.
-const BUSY: u32 = 128;
-
-/// The shapes for matrices of this side, the thin one last. Those of 8 × 8 are so small that a workgroup has to have many; but
-/// on a CPU they are there to be tested, and what counts is the time to compile.
+/// The shapes for matrices of this side, from large to small, and last the one for few columns: the rank of a LoRA. Those of
+/// 8 × 8 are so small that a workgroup has to have many; but on a CPU they are there to be tested, and what counts is the time
+/// to compile. On an H200, in TFLOP/s (NT m×n×k; 3×3 convolutions of 4×64×64 320 to 320, 4×16×16 1280 to 1280, 1×16×16 likewise):
+///
+/// | shape   | 8192×8192×8192 | 64×64 | 16×16 | 1×16×16 |
+/// |---------|----------------|-------|-------|---------|
+/// | 256×128 | 234            | 149   | 82    | 21      |
+/// | 128×128 | 176            | 189   | 159   | 41      |
+/// | 128×64  | 158            | 180   | 115   | 65      |
+/// | 64×64   | 90             | 118   | 88    | 81      |
 fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
+    const fn shape(
+        name: &'static str,
+        subgroups: [u32; 2],
+        matrices: [u32; 2],
+        depth: u32,
+        least: u32,
+    ) -> Shape {
+        Shape { name, subgroups, matrices, depth, least }
+    }
     match (side, cpu) {
-        (_, true) => &[SMALL, THIN],
-        (8, false) => &[LARGE, THIN],
-        _ => &[LARGE, SMALL, TALL, THIN],
+        (_, true) => const { &[shape("32×32", [2, 2], [2, 2], 32, 0), shape("64×8", [4, 1], [2, 1], 32, 0)] },
+        (8, false) => {
+            const { &[shape("64×64", [2, 2], [4, 4], 32, 0), shape("64×8", [4, 1], [2, 1], 32, 0)] }
+        }
+        _ => {
+            const {
+                &[
+                    shape("256×128", [4, 4], [4, 2], 32, 512),
+                    shape("128×128", [2, 4], [4, 2], 64, 64),
+                    shape("128×64", [4, 2], [2, 2], 64, 64),
+                    shape("64×64", [2, 2], [2, 2], 64, 0),
+                    shape("64×16", [4, 1], [1, 1], 64, 0),
+                ]
+            }
+        }
     }
 }
 
@@ -46,11 +66,27 @@ impl Shape {
         [0, 1].map(|axis| self.subgroups[axis] * self.matrices[axis] * side)
     }
 
-    /// Bytes of workgroup memory, at most: A, B, a row of sums, where rows of A begin.
+    fn workgroups(self, side: u32, [m, n]: [u32; 2]) -> u32 {
+        let [rows, columns] = self.tile(side);
+        m.div_ceil(rows) * n.div_ceil(columns)
+    }
+
+    /// Matrices of each subgroup that leave through workgroup memory at once: few where there are many subgroups.
+    fn leaving(self) -> u32 {
+        if self.subgroups[0] * self.subgroups[1] > 4 { 1 } else { self.matrices[1].min(2) }
+    }
+
+    /// Bytes of workgroup memory, at most: A and B, and the sums that leave.
     fn memory(self, side: u32) -> u32 {
         let [m, n] = self.tile(side);
-        let b = (n * (BK + 8)).max(BK * (n + 8));
-        2 * (m * (BK + 8) + b) + 4 * (m / self.matrices[0] * n) + 4 * m
+        let b = (n * (self.depth + 8)).max(self.depth * (n + 8));
+        let sums = self.subgroups[0] * self.subgroups[1] * side * side * self.leaving();
+        2 * (m * (self.depth + 8) + b) + 4 * sums
+    }
+
+    fn fits(self, caps: &Caps, side: u32) -> bool {
+        let invocations = self.subgroups[0] * self.subgroups[1] * caps.subgroup;
+        self.memory(side) <= caps.max_workgroup_memory && invocations <= caps.max_workgroup_size
     }
 
     /// `subgroup`: most invocations of one; a workgroup has enough for all, whatever size they come in. `quads`: memory
@@ -64,11 +100,12 @@ impl Shape {
             ("SN", sn.into()),
             ("FM", fm.into()),
             ("FN", fn_.into()),
-            ("BK", BK.into()),
+            ("FS", self.leaving().into()),
+            ("BK", self.depth.into()),
             ("WG", (sm * sn * subgroup).into()),
             ("SV", if quads { 4u32 } else { 1 }.into()),
         ];
-        Body { name: self.names[usize::from(side == 16)], shader: &COOP, tile: self.tile(side), defs }
+        Body { name: self.name, shader: &COOP, tile: self.tile(side), defs }
     }
 }
 
@@ -79,17 +116,15 @@ pub(super) fn is(body: &Body) -> bool {
 /// The body for a product of m × n, if the adapter has the memory for it.
 pub(super) fn body(caps: &Caps, [m, n]: [u32; 2]) -> Option<Body> {
     let side = caps.gemm.side()?;
-    let fits = |shape: Shape| shape.memory(side) <= caps.max_workgroup_memory;
-    let busy = |shape: Shape| {
-        let [rows, columns] = shape.tile(side);
-        m.div_ceil(rows) * n.div_ceil(columns) >= BUSY
+    let (thin, wide) = shapes(side, caps.cpu).split_last()?;
+    let shape = match n <= side {
+        true => Some(thin),
+        false => {
+            let mut fit = wide.iter().filter(|shape| shape.fits(caps, side));
+            fit.clone().find(|shape| shape.workgroups(side, [m, n]) >= shape.least).or(fit.next_back())
+        }
     };
-    let shape = match shapes(side, caps.cpu) {
-        _ if n <= side => THIN,
-        [large, small, _, _] if !fits(*large) || !busy(*large) => *small,
-        others => others[0],
-    };
-    fits(shape).then(|| of(caps, shape, side))
+    shape.filter(|shape| shape.fits(caps, side)).map(|shape| of(caps, *shape, side))
 }
 
 fn of(caps: &Caps, shape: Shape, side: u32) -> Body {
@@ -108,8 +143,8 @@ pub(super) fn bodies() -> Vec<Body> {
 /// The bodies that the adapter has the memory for.
 pub(super) fn fitting(caps: &Caps) -> Vec<Body> {
     let Some(side) = caps.gemm.side() else { return Vec::new() };
-    let fits = |shape: &&Shape| shape.memory(side) <= caps.max_workgroup_memory;
-    shapes(side, caps.cpu).iter().filter(fits).map(|shape| of(caps, *shape, side)).collect()
+    let shapes = shapes(side, caps.cpu).iter().filter(|shape| shape.fits(caps, side));
+    shapes.map(|shape| of(caps, *shape, side)).collect()
 }
 
 /// What [`works`] found the first time.
@@ -121,7 +156,7 @@ pub(super) fn trusted(gpu: &Gpu) -> bool {
     gpu.once(|gpu| Works(works(gpu))).0
 }
 
-/// Whether every shape gives what the `tile` body gives, for products and 3×3 convolutions, there and back, twice: drivers have
+/// Whether every shape gives what the `tile` body gives, for a product there and a 3×3 convolution back, twice: drivers have
 /// offered cooperative matrices that they do not have, and naga writes them without the memory operands that Vulkan's
 /// memory model asks for (gfx-rs/wgpu#8805).
 fn works(gpu: &Gpu) -> bool {
@@ -129,16 +164,16 @@ fn works(gpu: &Gpu) -> bool {
     !bodies.is_empty()
         && bodies.into_iter().all(|body| {
             let agree = |layout, conv| agrees(gpu, &body, layout, conv).unwrap_or(false);
-            [Layout::Nt, Layout::Nn].into_iter().all(|layout| agree(layout, false) && agree(layout, true))
+            agree(Layout::Nt, false) && agree(Layout::Nn, true)
         })
 }
 
 /// Compares a body with the `tile` body on numbers without any symmetry.
 fn agrees(gpu: &Gpu, body: &Body, layout: Layout, conv: bool) -> Result<bool> {
     const BOUND: f64 = 1e-5;
-    // pictures of 7 × width, of which no tile is a multiple
+    // pictures of 7 × width, of which no tile is a multiple; eights are whole, as they are in all that has to be fast
     let width = body.tile[0] as usize / 4 + 1;
-    let [m, n, k] = [14 * width, body.tile[1] as usize + 4, 5 * BK as usize + 12];
+    let [m, n, k] = [14 * width, body.tile[1] as usize + 8, 168];
     let taps = if conv { 9 } else { 1 };
     let conv = conv.then_some(Conv {
         src: [7, width],

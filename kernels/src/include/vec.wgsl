@@ -1,1 +1,1 @@
-{% macro vec(width, type) %}{% if width == 4 %}vec4<{{ type }}>{% else %}{{ type }}{% endif %}{% endmacro %}
+{% macro vec(width, type) %}{% if width > 1 %}vec4<{{ type }}>{% else %}{{ type }}{% endif %}{% endmacro %}
