@@ -12,7 +12,7 @@ use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Clip, ClipTokenizer, Cx, Vae};
 
 use crate::dataset::{Dataset, mirror};
-use crate::run::bar;
+use crate::progress::bar;
 use crate::{Error, Result};
 
 /// Latents of a dataset.
@@ -105,9 +105,9 @@ impl Texts {
     /// # Errors
     /// The model cannot be read, or the GPU fails.
     pub fn encode(gpu: &Gpu, model: &Path, texts: &BTreeSet<String>) -> Result<Self> {
+        let progress = bar(texts.len() as u64, "captions");
         let tokenizer = ClipTokenizer::open(&model.join("tokenizer"))?;
         let clip = Clip::open(gpu, &model.join("text_encoder"), DType::F32)?;
-        let progress = bar(texts.len() as u64, "captions");
         let mut encoded = Self::default();
         for text in texts {
             // two more for BOS and EOS

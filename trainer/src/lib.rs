@@ -20,6 +20,7 @@ pub mod noise;
 mod plan;
 mod preserve;
 pub mod probe;
+pub mod progress;
 mod run;
 mod save;
 mod sheet;

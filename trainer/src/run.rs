@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
 use strata_model::{LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae};
 
@@ -15,6 +14,7 @@ use crate::log::Logs;
 use crate::plan::{Plan, plan};
 use crate::preserve::texts;
 use crate::probe::Script;
+use crate::progress::{bar, waiting};
 use crate::save::{combine, save, save_between};
 use crate::silence::{Basis, Silence, basis};
 use crate::step::{Lesson, Trainer};
@@ -94,7 +94,9 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
         let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
         let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
+        let reading = waiting("reading the U-Net");
         let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
+        drop(reading);
         unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
         summary.cut_captions = run.texts.cut();
         let started = Instant::now();
@@ -143,7 +145,9 @@ impl<'a> Run<'a> {
         let model = &config.model;
         let mut wanted = BTreeSet::new();
         let (mut latents, mut bases, mut scripts) = (Vec::new(), Vec::new(), Vec::new());
+        let reading = waiting("reading the VAE");
         let vae = Vae::open(gpu, &model.join("vae"), DType::F32)?;
+        drop(reading);
         for (i, plan) in plans.iter().enumerate() {
             let (mut own, mut span) = (None, None);
             if plan.due {
@@ -377,12 +381,4 @@ fn make_folder_of(file: &Path) -> Result<()> {
         Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder)),
         None => Ok(()),
     }
-}
-
-/// A progress bar on stderr, invisible where that is no terminal.
-pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
-    let template = "{prefix:>8} {wide_bar} {pos}/{len} {per_sec} {eta} left {msg}";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let what = if what.is_empty() { "steps" } else { what };
-    ProgressBar::new(length).with_style(style).with_prefix(what.to_owned())
 }

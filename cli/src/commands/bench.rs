@@ -11,8 +11,8 @@ use strata_benches::{Options, Report, Row, compare, list, roofline, run, tune};
 use strata_engine::Gpu;
 use strata_kernels::Choice;
 use strata_model::write_atomic;
+use strata_trainer::progress;
 
-use super::generate::bar;
 use super::{Dtype, GpuArgs, note, tuning};
 
 /// Side of the latents and batches on GPUs, pictures of 512 × 512, and on CPU adapters, which are far slower.
@@ -93,7 +93,7 @@ impl Bench {
             return self.list(out, &gpu, &options);
         }
 
-        let bar = bar(0);
+        let bar = progress::bar(0, "rows");
         if self.tune {
             self.tune(out, &gpu, &options, &bar)?;
         }
@@ -172,12 +172,14 @@ impl Bench {
         let found = tune(gpu, options, &mut tuning, &mut next)?;
         let path = tuning::save(gpu, &tuning)?;
         let faster: Vec<_> = found.iter().filter(|choice| choice.body != choice.usual).collect();
-        note(&format!(
-            "tuned {} products, {} of them faster now; kept in {}",
-            found.len(),
-            faster.len(),
-            path.display()
-        ));
+        let kept = path.display();
+        bar.suspend(|| {
+            note(&format!(
+                "tuned {} products, {} of them faster now; kept in {kept}",
+                found.len(),
+                faster.len()
+            ));
+        });
         if !self.json {
             for Choice { product, usual, body, speedup } in faster {
                 bar.suspend(|| {

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 use strata_engine::{DType, Gpu};
 use strata_kernels::cast;
 use strata_model::{
@@ -14,6 +13,7 @@ use strata_model::{
     SchedulerConfig, Together, Unet, Vae, Wording, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
+use strata_trainer::progress::{bar, waiting};
 use strata_trainer::{png, rgb};
 
 use super::{Dtype, GpuArgs, note};
@@ -141,10 +141,10 @@ impl Generate {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
         let takes = wording.takes(&features, &sampling, [shape[1], shape[2]])?;
+        let progress = bar((self.steps * usize::from(self.count)) as u64, "steps");
         let skip = usize::from(self.clip_skip - 1);
         let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, skip)?, dtype)?);
         let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
-        let progress = bar(self.steps * usize::from(self.count));
         for i in 0..self.count {
             let seed = self.seed.wrapping_add(i.into());
             let mut start = vec![0.0; shape.iter().product()];
@@ -196,6 +196,7 @@ impl Generate {
 /// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
 pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
     ModelIndex::open(root)?;
+    let _reading = waiting("reading the model");
     let scheduler = SchedulerConfig::open(&root.join("scheduler").join("scheduler_config.json"))?;
     Ok(Pipeline {
         tokenizer: ClipTokenizer::open(&root.join("tokenizer"))?,
@@ -210,10 +211,4 @@ pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
 fn write_png(path: &Path, picture: &Image) -> Result<()> {
     let png = png(&rgb(picture)?).with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, |out| out.write_all(&png))?)
-}
-
-/// A progress bar on stderr, invisible where that is no terminal.
-pub(super) fn bar(steps: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta} left {msg}");
-    ProgressBar::new(steps as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

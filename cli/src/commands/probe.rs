@@ -15,8 +15,9 @@ use strata_trainer::Resolution;
 use strata_trainer::probe::{
     Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts,
 };
+use strata_trainer::progress::bar;
 
-use super::generate::{bar, open};
+use super::generate::open;
 use super::{Dtype, GpuArgs};
 use loras::Loras;
 use pictures::Drawing;
@@ -126,7 +127,7 @@ impl Probe {
             .map(|lora| if self.no_blocks { vec![] } else { parts(&lora.file, layers) })
             .collect();
 
-        let progress = bar(self.passes(&script, &draws, &parts));
+        let progress = bar(self.passes(&script, &draws, &parts) as u64, "passes");
         let tick = &mut || progress.inc(1);
         let probe = Prober::new(&gpu, &pipeline.unet, dtype, script, draws, self.batch.into(), tick)?;
         let drawing = Drawing {

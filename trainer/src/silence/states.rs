@@ -7,7 +7,7 @@ use nalgebra::{DMatrix, DVector};
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Clip, ClipTokenizer, Cx};
 
-use crate::run::bar;
+use crate::progress::bar;
 use crate::{Error, Result};
 
 /// Prompts that go through CLIP at once.
@@ -38,6 +38,7 @@ impl States {
         if prompts.is_empty() {
             return Err(Error::Silence("no prompts to be silent on; give a bank of them".into()));
         }
+        let progress = bar(prompts.len() as u64, "prompts");
         let tokenizer = ClipTokenizer::open(&model.join("tokenizer"))?;
         let clip = Clip::open(gpu, &model.join("text_encoder"), DType::F32)?;
         let (tokens, channels) = (tokenizer.max_length(), clip.config().hidden_size);
@@ -47,7 +48,6 @@ impl States {
             bos: DVector::zeros(channels),
             second: DMatrix::zeros(channels, channels),
         };
-        let progress = bar(prompts.len() as u64, "prompts");
         for batch in prompts.chunks(PROMPTS_AT_ONCE) {
             let ids = batch.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
             let ids = Tensor::from_u32(gpu, &ids.concat(), &[batch.len(), tokens])?;

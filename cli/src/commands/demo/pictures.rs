@@ -7,11 +7,12 @@ use image::{RgbImage, imageops};
 use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
 use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag, Together};
+use strata_trainer::progress::bar;
 use strata_trainer::{Alignment, Sheet, png, rgb};
 
 use super::files::{FEATURES, PLAIN, put};
 use crate::commands::batch::Batch;
-use crate::commands::generate::{bar, open};
+use crate::commands::generate::open;
 
 /// Seeds from here on stand for portraits that nothing was trained on.
 const UNSEEN: u64 = 700_000_000;
@@ -104,7 +105,7 @@ impl Album {
                 (way, tags, if way == Way::Base && !tags.is_empty() { count.min(SHOWN) } else { count })
             })
             .collect();
-        let progress = bar(plan.len() * steps);
+        let progress = bar((plan.len() * steps) as u64, "steps");
         let sampling = Sampling { steps, guidance: GUIDANCE, together: Together::Place };
         let unet = pipeline.unet.config();
         let shape = [unet.sample_size, unet.sample_size, unet.in_channels];
