@@ -36,7 +36,7 @@
 {% set LIFT = 64 %}
 // pairs of f16 as they lie in memory, which no compiler takes apart before they are there
 {% set IN = "vec2<u32>" if V == 4 else "f16" %}
-{% from "attention_tiles" import put, quad, declare, fetch, stage, product, add, write %}
+{% from "attention_tiles" import declare, fetch, stage, product, weigh, add, write %}
 @group(0) @binding(0) var<storage, read> q: array<{{ IN }}>;
 @group(0) @binding(1) var<storage, read> k: array<{{ IN }}>;
 @group(0) @binding(2) var<storage, read> v: array<{{ IN }}>;
@@ -161,45 +161,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
         {{ product(1) }}
         {% endif %}
         workgroupBarrier();
-        for (var c = part; c < part + {{ BC // PARTS }}u; c += 4u) {
-            let column = j + c + vec4<u32>(0u, 1u, 2u, 3u);
-            let there = (column < vec4<u32>(others)){% if CAUSAL %} & (column {{ ">=" if KEYS else "<=" }} vec4<u32>(own)){% endif %};
-            let s = {{ quad("row * " ~ LS ~ "u + c") }} * p.scale;
-            {% if LSE %}
-            let seen = select(vec4<f32>(LOWEST), s, there);
-            let most = max(max(max(seen.x, seen.y), max(seen.z, seen.w)), top);
-            let weight = select(vec4<f32>(), exp(s - most), there);
-            total = total * exp(top - most) + dot(weight, vec4<f32>(1.0));
-            top = most;
-            {% else %}
-            {% if KEYS %}
-            let own_lse = vec4<f32>(column_lse[c], column_lse[c + 1u], column_lse[c + 2u], column_lse[c + 3u]);
-            let own_delta = vec4<f32>(column_delta[c], column_delta[c + 1u], column_delta[c + 2u], column_delta[c + 3u]);
-            {% endif %}
-            let weight = select(vec4<f32>(), exp(s - own_lse){% if SUMS %} * {{ LIFT }}.0{% endif %}, there);
-            {% if BOTH %}
-            let dp = {{ quad(BR * LS ~ "u + row * " ~ LS ~ "u + c") }};
-            {% endif %}
-            {% if DELTA %}
-            weights += dot(weight, vec4<f32>(1.0));
-            total += dot(weight, dp);
-            {% else %}
-            let to = {{ WEIGHTS }}u + row * {{ LP }}u + c;
-            {% if QUERIES %}
-            let exact = select(vec4<f32>(), weight * (dp - own_delta) + carry, there);
-            // rounded to the bits of f16 by hand, about half up: compilers take a conversion there and back for nothing
-            let ds = bitcast<vec4<f32>>(bitcast<vec4<u32>>(exact * 1.00037) & vec4<u32>(0xffffe000u));
-            carry = exact - ds;
-            {% endif %}
-            let first_weight = vec4<f16>({{ {"forward": "weight", "queries": "ds", "keys": "weight * (dp - own_delta)"}[PASS] }});
-            {{ put("to", "first_weight") }}
-            {% if KEYS %}
-            let second_weight = vec4<f16>(weight);
-            {{ put("to + " ~ BR * LP ~ "u", "second_weight") }}
-            {% endif %}
-            {% endif %}
-            {% endif %}
-        }
+        {{ weigh() }}
         {% if SUMS %}
         workgroupBarrier();
         {{ add("sum", 0, 1 if FORWARD else 0) }}

@@ -15,9 +15,9 @@ pub fn bar(length: u64, what: &str) -> ProgressBar {
     line(ProgressBar::new(length), "{prefix:>8} {wide_bar} {pos}/{len} {pace} {msg}", what)
 }
 
-/// A line for work of unknown length: what it is, and for how long.
+/// A line for work of unknown length: what it is, for how long, and a message.
 pub fn waiting(what: &str) -> ProgressBar {
-    line(ProgressBar::new_spinner(), "{spinner} {prefix} {elapsed}", what)
+    line(ProgressBar::new_spinner(), "{spinner} {prefix} {elapsed} {msg}", what)
 }
 
 fn line(bar: ProgressBar, template: &str, what: &str) -> ProgressBar {

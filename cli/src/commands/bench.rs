@@ -93,10 +93,10 @@ impl Bench {
             return self.list(out, &gpu, &options);
         }
 
-        let bar = progress::bar(0, "rows");
         if self.tune {
-            self.tune(out, &gpu, &options, &bar)?;
+            self.tune(out, &gpu, &options)?;
         }
+        let bar = progress::bar(0, "rows");
         let report = self.measure(out, &gpu, &options, &bar);
         bar.finish_and_clear();
         let report = report?;
@@ -166,25 +166,23 @@ impl Bench {
         run(gpu, options, &mut next, &mut show)
     }
 
-    fn tune(&self, out: &mut impl Write, gpu: &Gpu, options: &Options, bar: &ProgressBar) -> Result<()> {
+    fn tune(&self, out: &mut impl Write, gpu: &Gpu, options: &Options) -> Result<()> {
         let mut tuning = tuning::load(gpu);
-        let mut next = |name: &str| bar.set_message(format!("tuning {name}"));
+        let line = progress::waiting("tuning");
+        let mut next = |name: &str| line.set_message(name.to_owned());
         let found = tune(gpu, options, &mut tuning, &mut next)?;
+        drop(line);
         let path = tuning::save(gpu, &tuning)?;
         let faster: Vec<_> = found.iter().filter(|choice| choice.body != choice.usual).collect();
-        let kept = path.display();
-        bar.suspend(|| {
-            note(&format!(
-                "tuned {} products, {} of them faster now; kept in {kept}",
-                found.len(),
-                faster.len()
-            ));
-        });
+        note(&format!(
+            "tuned {} products, {} of them faster now; kept in {}",
+            found.len(),
+            faster.len(),
+            path.display()
+        ));
         if !self.json {
             for Choice { product, usual, body, speedup } in faster {
-                bar.suspend(|| {
-                    writeln!(out, "{product:52} {body} instead of {usual}: {speedup:.2} times as fast")
-                })?;
+                writeln!(out, "{product:52} {body} instead of {usual}: {speedup:.2} times as fast")?;
             }
         }
         Ok(())

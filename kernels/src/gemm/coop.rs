@@ -4,8 +4,13 @@ use strata_engine::{Caps, DType, GemmVariant, Gpu, Result, Shader, Tensor};
 
 use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 
-pub(super) static COOP: Shader =
-    Shader { name: "gemm_coop", source: include_str!("../gemm_coop.wgsl"), includes: &[VEC, IO, ACT, CONV] };
+const TILES: (&str, &str) = ("gemm_tiles", include_str!("../gemm_tiles.wgsl"));
+
+pub(super) static COOP: Shader = Shader {
+    name: "gemm_coop",
+    source: include_str!("../gemm_coop.wgsl"),
+    includes: &[VEC, IO, ACT, CONV, TILES],
+};
 
 /// How a workgroup makes its part of the output.
 #[derive(Clone, Copy)]
