@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             // nobody may be listening there either
-            let _ = writeln!(io::stderr(), "error: {}", strata_cli::message(&e));
+            let _ = writeln!(io::stderr(), "error: {}", strata_benches::message(&e));
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! From text to pictures: DDIM with classifier-free guidance.
 
+use image::RgbImage;
 use strata_engine::{DType, Tape, Tensor};
 
 use crate::{Cx, Ddim, Error, Pipeline, Result, Takes, Together};
@@ -36,17 +37,6 @@ impl Default for Sampling {
     fn default() -> Self {
         Self { steps: 30, guidance: 7.5, together: Together::Sum }
     }
-}
-
-/// A picture: rows of pixels of three bytes, red, green, blue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows.
-    pub height: usize,
-    /// height · width · 3 bytes.
-    pub rgb: Vec<u8>,
 }
 
 impl Pipeline {
@@ -115,19 +105,22 @@ impl Pipeline {
     ///
     /// # Errors
     /// The shape does not fit, or the GPU fails.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<Image>> {
+    pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
         let (&[_, h, w, c], false) = (latents.shape(), latents.is_empty()) else {
             return Err(Error::Input(format!("latents {:?} are not [B, h, w, C]", latents.shape())));
         };
         let scale = 1.0 / self.vae.config().scaling_factor as f32;
         let values = latents.to_f32()?;
         let tape = Tape::off();
-        let picture = |latent: &[f32]| -> Result<Image> {
+        let picture = |latent: &[f32]| -> Result<RgbImage> {
             let latent: Vec<f32> = latent.iter().map(|v| v * scale).collect();
             let latent = Tensor::from_f32(latents.gpu(), &latent, &[1, h, w, c], self.vae.dtype())?;
             let decoded = self.vae.decode(&Cx::new(&tape), &latent)?;
-            let (height, width) = (decoded.shape()[1], decoded.shape()[2]);
-            Ok(Image { width, height, rgb: decoded.to_f32()?.into_iter().map(byte).collect() })
+            let (height, width) = (decoded.shape()[1] as u32, decoded.shape()[2] as u32);
+            let bytes = decoded.to_f32()?.into_iter().map(byte).collect();
+            RgbImage::from_raw(width, height, bytes).ok_or_else(|| {
+                Error::Input(format!("decoded {:?} is no picture of three colours", decoded.shape()))
+            })
         };
         values.chunks_exact(h * w * c).map(picture).collect()
     }

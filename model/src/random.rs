@@ -1,6 +1,7 @@
 //! Weights that mean nothing: for benchmarks, and for tests of a model at its full size.
 
 use crate::WeightInfo;
+use crate::noise::fnv1a;
 
 /// Random values for a tensor, in its file's order. They are uniform and scaled by the fan-in, so that activations stay within
 /// f16; the weights of norms lie about 1. One seed always gives the same values.
@@ -15,10 +16,8 @@ pub fn random_weights(info: &WeightInfo, seed: u64) -> Vec<f32> {
         _ if ends.iter().any(|end| name.contains(end)) => (0.0, 0.3 / (fan_in as f32).sqrt()),
         _ => (0.0, 1.0 / (fan_in as f32).sqrt()),
     };
-    // FNV-1a of the name, so that tensors differ
-    let hash =
-        name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-    let mut random = Random(seed ^ hash);
+    // so that tensors differ
+    let mut random = Random(seed ^ fnv1a(name));
     (0..shape.iter().product()).map(|_| mean + deviation * random.next()).collect()
 }
 

@@ -1,6 +1,6 @@
 //! PyTorch's numbers: outputs, activations, gradients, states, whole pictures.
 
-use strata_cli::parity;
+use strata_benches::parity;
 use strata_engine::DType;
 use strata_tests::{Setup, coop, gpu, skipped};
 

@@ -5,46 +5,31 @@
 //! [`lint`](lint::lint) says beforehand what is wrong with pictures and captions.
 //! All chance comes from [`noise`], so that one seed always gives the same file.
 
-mod cache;
 mod config;
-mod dataset;
+mod data;
 mod error;
-mod init;
-mod learner;
-pub mod lint;
-mod log;
-mod loss_scale;
-mod memory;
-mod metadata;
+mod features;
+mod inspection;
 pub mod noise;
-mod plan;
-mod preserve;
-pub mod probe;
-pub mod progress;
-mod run;
-mod save;
-mod sheet;
-pub mod silence;
-mod step;
-mod tags;
-mod tensorboard;
-mod watch;
+mod training;
 
-pub use cache::{Latents, Posterior, Texts};
 pub use config::{
     Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
     Resolution, Schedule, SilenceConfig, TrainConfig,
 };
-pub use dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
+pub use data::cache::{Latents, Posterior, Texts};
+pub use data::dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
+pub use data::tags::Tags;
 pub use error::{Error, Result};
-pub use init::kaiming_uniform;
-pub use learner::{Batch, Learner, Losses, Update, UpdateArgs};
-pub use log::{StepLog, StepRecord};
-pub use loss_scale::LossScale;
-pub use memory::{Memory, measure};
-pub use preserve::Preservation;
-pub use run::{Outcome, Summary, run, storage_dtype};
-pub use sheet::{Alignment, Sheet, png, rgb};
-pub use step::{Lesson, Trainer};
-pub use tags::Tags;
-pub use watch::ProbeRecord;
+pub use features::preserve::Preservation;
+pub use features::silence;
+pub use inspection::sheet::{Alignment, Sheet};
+pub use inspection::{lint, probe};
+pub use training::init::kaiming_uniform;
+pub use training::learner::{Batch, Learner, Losses, Update, UpdateArgs};
+pub use training::log::{StepLog, StepRecord};
+pub use training::loss_scale::LossScale;
+pub use training::memory::{Memory, measure};
+pub use training::run::{Outcome, Summary, run, storage_dtype};
+pub use training::step::{Lesson, Trainer};
+pub use training::watch::ProbeRecord;

@@ -10,8 +10,8 @@ use serde_json::json;
 use strata_benches::{Options, Report, Row, compare, list, roofline, run, tune};
 use strata_engine::Gpu;
 use strata_kernels::Choice;
+use strata_model::progress;
 use strata_model::write_atomic;
-use strata_trainer::progress;
 
 use super::{Dtype, GpuArgs, note, tuning};
 

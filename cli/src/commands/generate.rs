@@ -6,15 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use image::RgbImage;
 use strata_engine::{DType, Gpu};
 use strata_kernels::cast;
+use strata_model::progress::{bar, waiting};
 use strata_model::{
-    Clip, ClipTokenizer, Image, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompt, Prompts, Sampling,
-    SchedulerConfig, Together, Unet, Vae, Wording, write_atomic,
+    Clip, ClipTokenizer, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompt, Prompts, Sampling,
+    SchedulerConfig, Together, Unet, Vae, Wording, png, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
-use strata_trainer::progress::{bar, waiting};
-use strata_trainer::{png, rgb};
 
 use super::{Dtype, GpuArgs, note};
 use lora::LoraArg;
@@ -208,7 +208,7 @@ pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
     })
 }
 
-fn write_png(path: &Path, picture: &Image) -> Result<()> {
-    let png = png(&rgb(picture)?).with_context(|| format!("cannot encode {}", path.display()))?;
+fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    let png = png(picture).with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, |out| out.write_all(&png))?)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use strata_cli::parity::{Report, Row, run};
+use strata_benches::parity::{Report, Row, run};
 
 use super::{Dtype, GpuArgs};
 

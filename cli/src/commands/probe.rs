@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use strata_engine::Gpu;
+use strata_model::progress::bar;
 use strata_model::{GateMode, LoraSet, Pipeline, Tag};
 use strata_trainer::Resolution;
 use strata_trainer::probe::{
     Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts,
 };
-use strata_trainer::progress::bar;
 
 use super::generate::open;
 use super::{Dtype, GpuArgs};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Config, DatasetConfig, FeatureConfig, LoraRule, TrainConfig};
-use crate::dataset::PICTURE_EXTENSIONS;
+use crate::data::dataset::PICTURE_EXTENSIONS;
 use crate::{Error, Result};
 
 /// Timesteps of Stable Diffusion's noise schedule.

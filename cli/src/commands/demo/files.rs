@@ -5,8 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use strata_cli::portraits::Unseen;
-use strata_model::write_atomic;
-use strata_trainer::png;
+use strata_model::{png, write_atomic};
 
 /// A file of the model, from the repository.
 macro_rules! model_file {

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use image::{RgbImage, imageops};
 use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
-use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag, Together};
-use strata_trainer::progress::bar;
-use strata_trainer::{Alignment, Sheet, png, rgb};
+use strata_model::progress::bar;
+use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag, Together, png};
+use strata_trainer::{Alignment, Sheet};
 
 use super::files::{FEATURES, PLAIN, put};
 use crate::commands::batch::Batch;
@@ -121,7 +121,7 @@ impl Album {
                 shape,
             };
             let latents = batch.latents(&pipeline, &mut || progress.inc(1))?;
-            let pictures = pipeline.decode(&latents)?.iter().map(rgb).collect::<Result<_, _>>()?;
+            let pictures = pipeline.decode(&latents)?;
             let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
             series.push(Series { way, tags, pictures, latents });
         }

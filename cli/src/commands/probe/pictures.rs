@@ -1,8 +1,9 @@
 //! Pictures of equal noise: without the LoRA and with it, by prompts with its tag and without.
 
 use anyhow::Result;
+use image::RgbImage;
 use strata_engine::DType;
-use strata_model::{Feature, GateMode, Image, Pipeline, Sampling};
+use strata_model::{Feature, GateMode, Pipeline, Sampling};
 use strata_trainer::probe::{Grid, GridRow, GroupKind, Script};
 
 use crate::commands::batch::Batch;
@@ -76,7 +77,7 @@ impl Drawing<'_> {
         seed: u64,
         features: &[Feature],
         tick: &mut dyn FnMut(),
-    ) -> Result<Image> {
+    ) -> Result<RgbImage> {
         let sampling = Sampling { steps: self.steps, ..Sampling::default() };
         let drawing = Batch {
             prompts: &[prompt],

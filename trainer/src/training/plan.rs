@@ -6,9 +6,9 @@ use std::sync::Arc;
 use strata_model::{ClipTokenizer, LoraFile, Match, Rule, Selection};
 
 use crate::config::{FeatureConfig, Order};
-use crate::metadata::fingerprint;
-use crate::preserve::Preservation;
-use crate::silence::{default_bank, read_bank};
+use crate::features::preserve::Preservation;
+use crate::features::silence::{default_bank, read_bank};
+use crate::training::metadata::fingerprint;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.

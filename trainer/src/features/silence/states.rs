@@ -7,8 +7,8 @@ use nalgebra::{DMatrix, DVector};
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Clip, ClipTokenizer, Cx};
 
-use crate::progress::bar;
 use crate::{Error, Result};
+use strata_model::progress::bar;
 
 /// Prompts that go through CLIP at once.
 pub(crate) const PROMPTS_AT_ONCE: usize = 8;

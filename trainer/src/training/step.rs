@@ -10,12 +10,12 @@ use std::time::Instant;
 use strata_engine::Tensor;
 use strata_model::{NoiseSchedule, PredictionType};
 
-use crate::cache::{Latents, Texts};
 use crate::config::FeatureConfig;
-use crate::learner::{Batch, Learner, Losses, UpdateArgs};
+use crate::data::cache::{Latents, Texts};
+use crate::features::preserve::Preservation;
+use crate::features::silence::Silence;
 use crate::noise::{self, Stream};
-use crate::preserve::Preservation;
-use crate::silence::Silence;
+use crate::training::learner::{Batch, Learner, Losses, UpdateArgs};
 use crate::{Config, Error, LossScale, Result, StepRecord, Tags};
 
 /// What a feature is trained with.

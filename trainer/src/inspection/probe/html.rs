@@ -2,15 +2,14 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use image::RgbImage;
 use image::codecs::jpeg::JpegEncoder;
 use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior, context};
-use strata_model::Image;
 
 use super::report::{FeatureReport, Grid, Report};
 use super::table::{Shown, Table, overview, tables};
 use super::{GroupKind, heat};
-use crate::sheet::rgb;
 use crate::{Error, Result};
 
 /// Of the pictures in the page; the PNG of a grid loses nothing.
@@ -96,10 +95,10 @@ fn grid(grid: &Grid) -> Result<Value> {
     Ok(context! { columns => &grid.columns, rows => rows.collect::<Result<Vec<_>>>()? })
 }
 
-fn jpeg(picture: &Image) -> Result<String> {
+fn jpeg(picture: &RgbImage) -> Result<String> {
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-        .encode_image(&rgb(picture)?)
+        .encode_image(picture)
         .map_err(|e| Error::Probe(format!("a picture cannot be encoded: {e}")))?;
     Ok(BASE64_STANDARD.encode(bytes))
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use strata_model::NoiseSchedule;
+use strata_model::noise::Bits;
 
 use crate::noise::{self, Stream};
 use crate::{Error, Result};
@@ -66,7 +67,7 @@ impl Draws {
                     noise::normal(seed, Stream::Probe, step, s as u64, &mut values);
                     values
                 };
-                let uniform = noise::Bits::new(seed, Stream::Probe, time, s as u64).uniform();
+                let uniform = Bits::new(seed, Stream::Probe, time, s as u64).uniform();
                 let timestep = band.start + (uniform * band.len() as f64) as usize;
                 let mix = schedule.add_noise(timestep)?;
                 let noisy = match latents {

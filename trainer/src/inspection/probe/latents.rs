@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use strata_engine::Gpu;
 use strata_model::Vae;
 
-use crate::cache::encode_picture;
 use crate::config::Resolution;
-use crate::dataset::{PICTURE_EXTENSIONS, decode, files, fit, is_one_of, on_white};
+use crate::data::cache::encode_picture;
+use crate::data::dataset::{PICTURE_EXTENSIONS, decode, files, fit, is_one_of, on_white};
 use crate::{Error, Result};
 
 /// The latents of the first pictures of a folder by name, `most` at most, each cut about its centre and scaled to a

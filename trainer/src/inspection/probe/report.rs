@@ -2,19 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
+use image::RgbImage;
 use serde::Serialize;
 use strata_engine::DType;
-use strata_model::{Image, write_atomic};
+use strata_model::write_atomic;
 
 use super::table::{self, short, tables};
 use super::{Matrix, Probe, heat};
-use crate::sheet::{Sheet, rgb};
+use crate::inspection::sheet::Sheet;
 use crate::{Error, Result};
 
 /// Characters in a line of text.
 const WIDTH: usize = 100;
 /// Pixels between pictures.
-const GAP: usize = 4;
+const GAP: u32 = 4;
 
 /// All that a probe found.
 #[derive(Debug, Clone, Serialize)]
@@ -128,7 +129,7 @@ pub struct GridRow {
     /// The prompt.
     pub prompt: String,
     /// One for each column.
-    pub pictures: Vec<Image>,
+    pub pictures: Vec<RgbImage>,
 }
 
 impl Report {
@@ -234,12 +235,12 @@ impl Grid {
     /// All pictures in one.
     fn to_sheet(&self) -> Result<Sheet> {
         let first = self.rows.iter().find_map(|row| row.pictures.first());
-        let (width, height) = first.map_or((0, 0), |picture| (picture.width, picture.height));
-        let side = |count: usize, size: usize| (count * (size + GAP)) as u32;
+        let (width, height) = first.map_or((0, 0), |picture| picture.dimensions());
+        let side = |count: usize, size: u32| count as u32 * (size + GAP);
         let mut sheet = Sheet::new(side(self.columns.len(), width), side(self.rows.len(), height));
         for (j, row) in self.rows.iter().enumerate() {
             for (i, picture) in row.pictures.iter().enumerate() {
-                sheet.place(&rgb(picture)?, [side(i, width), side(j, height)]);
+                sheet.place(picture, [side(i, width), side(j, height)]);
             }
         }
         Ok(sheet)

@@ -4,9 +4,9 @@ use serde::Serialize;
 use strata_engine::{DType, Gpu};
 use strata_model::{Clip, ClipTokenizer, GateMode, NoiseSchedule, Prompt, Tag, Unet};
 
-use crate::cache::Latents;
-use crate::plan::Plan;
-use crate::probe::{Draws, Probe, ProbeFeature, Script};
+use crate::data::cache::Latents;
+use crate::inspection::probe::{Draws, Probe, ProbeFeature, Script};
+use crate::training::plan::Plan;
 use crate::{Config, Result};
 
 /// Draws in each band of timesteps: few, since the probe stops the training while it looks.

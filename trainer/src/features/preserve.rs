@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 
 use crate::config::{FeatureConfig, PreservePrompt};
+use crate::features::silence::default_bank;
 use crate::noise::{self, Stream};
-use crate::silence::default_bank;
 use crate::{Result, Tags};
 
 /// Ordinary prompts that one feature is preserved on: enough to be varied, few enough to be kept in memory.

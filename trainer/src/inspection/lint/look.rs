@@ -11,7 +11,7 @@ use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
 use super::Feature;
-use crate::dataset::{decode, on_white};
+use crate::data::dataset::{decode, on_white};
 use crate::{Error, Resolution, Result};
 
 /// Bytes that pictures being looked at may take up together; a picture that needs more is looked at alone. Enough for

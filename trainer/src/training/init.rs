@@ -1,6 +1,6 @@
 //! First values of a LoRA: `down` is random and `up` is 0, so that training starts from the base model.
 
-use crate::noise::{Bits, Stream};
+use strata_model::noise::{Bits, Stream, fnv1a};
 
 /// Fills the `down` of a layer: Kaiming-uniform with a = √5, that is U(−b, b) with b = 1 / √fan_in.
 ///
@@ -11,10 +11,4 @@ pub fn kaiming_uniform(seed: u64, path: &str, fan_in: usize, out: &mut [f32]) {
     let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
     let mut bits = Bits::new(seed, Stream::Init, fnv1a(path), 0);
     out.fill_with(|| (bound * (2.0 * bits.uniform() - 1.0)) as f32);
-}
-
-/// 64-bit FNV-1a: a hash that is the same in every version of Rust, as the standard library's need not be.
-pub(crate) fn fnv1a(text: &str) -> u64 {
-    text.bytes()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

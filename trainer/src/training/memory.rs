@@ -4,12 +4,12 @@ use serde::Serialize;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Clip, Cx, LoraSet, Unet, Vae};
 
-use crate::cache::encode_picture;
 use crate::config::{FeatureConfig, Order};
-use crate::learner::{Batch, Learner, UpdateArgs};
-use crate::plan::Plan;
-use crate::run::{begin, storage_dtype};
-use crate::silence::PROMPTS_AT_ONCE;
+use crate::data::cache::encode_picture;
+use crate::features::silence::PROMPTS_AT_ONCE;
+use crate::training::learner::{Batch, Learner, UpdateArgs};
+use crate::training::plan::Plan;
+use crate::training::run::{begin, storage_dtype};
 use crate::{Config, Result};
 
 /// Bytes of GPU memory, as the engine's pool gives them out.

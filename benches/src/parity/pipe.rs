@@ -28,10 +28,10 @@ pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
         let note = "share of bytes more than 1 level off";
         c.measured("pipe.ddim.image_u8", c.tolerances.pixels, note, |golden| {
             let picture = &pictures[0];
-            let size = [picture.height, picture.width, 3];
+            let size = [picture.height() as usize, picture.width() as usize, 3];
             ensure!(golden.shape == size, "pipe.ddim.image_u8: {size:?} for {:?}", golden.shape);
             let off = |(ours, torch): &(&u8, &f32)| (f32::from(**ours) - **torch).abs() > 1.0;
-            let count = picture.rgb.iter().zip(&golden.values).filter(off).count();
+            let count = picture.as_raw().iter().zip(&golden.values).filter(off).count();
             Ok(count as f64 / golden.values.len() as f64)
         });
     }

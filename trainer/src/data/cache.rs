@@ -11,9 +11,9 @@ use std::path::Path;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Clip, ClipTokenizer, Cx, Vae};
 
-use crate::dataset::{Dataset, mirror};
-use crate::progress::bar;
+use crate::data::dataset::{Dataset, mirror};
 use crate::{Error, Result};
+use strata_model::progress::bar;
 
 /// Latents of a dataset.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::tensorboard::TensorBoard;
+use crate::training::tensorboard::TensorBoard;
 use crate::{Error, ProbeRecord, Result};
 
 /// What happened in one step. A number that is not finite is written as `null`, since JSON has no other way.

@@ -2,7 +2,7 @@
 
 use super::table::{Table, short};
 use crate::Result;
-use crate::sheet::{Alignment, Sheet};
+use crate::inspection::sheet::{Alignment, Sheet};
 
 /// From little to much: ColorBrewer's YlOrBr.
 const COLOURS: [[u8; 3]; 5] = [[255, 255, 229], [254, 227, 145], [254, 153, 41], [204, 76, 2], [102, 37, 6]];
@@ -58,7 +58,7 @@ pub(super) fn png(table: &Table) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::probe::table::Shown;
+    use crate::inspection::probe::table::Shown;
 
     #[test]
     fn colours_go_from_light_to_dark() {

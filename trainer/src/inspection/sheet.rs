@@ -1,4 +1,4 @@
-//! Pictures as the image library has them, as PNG, and with words on them.
+//! Pictures with words on them.
 
 use std::convert::Infallible;
 
@@ -6,13 +6,11 @@ use embedded_graphics::mono_font::{MonoTextStyle, iso_8859_1::FONT_10X20};
 use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
 use embedded_graphics::prelude::{DrawTarget, Drawable, OriginDimensions, Pixel, Point, Size};
 use embedded_graphics::text::{Baseline, Text};
-use image::{ExtendedColorType, ImageEncoder, Rgb, RgbImage, codecs::png::PngEncoder, imageops};
-
-use strata_model::Image;
+use image::{Rgb, RgbImage, imageops};
 
 pub use embedded_graphics::text::Alignment;
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// A white sheet to put colours, pictures and words on. Letters are 10 pixels wide and 20 high.
 pub struct Sheet(RgbImage);
@@ -51,30 +49,8 @@ impl Sheet {
     /// # Errors
     /// The sheet has no pixels.
     pub fn to_png(&self) -> Result<Vec<u8>> {
-        png(&self.0)
+        Ok(strata_model::png(&self.0)?)
     }
-}
-
-/// A picture as a PNG.
-///
-/// # Errors
-/// It has no pixels.
-pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes)
-        .write_image(picture, picture.width(), picture.height(), ExtendedColorType::Rgb8)
-        .map_err(|e| Error::Probe(format!("a picture cannot be encoded: {e}")))?;
-    Ok(bytes)
-}
-
-/// A picture as the image library has it.
-///
-/// # Errors
-/// It has not as many pixels as it says.
-pub fn rgb(picture: &Image) -> Result<RgbImage> {
-    let (width, height) = (picture.width as u32, picture.height as u32);
-    RgbImage::from_raw(width, height, picture.rgb.clone())
-        .ok_or_else(|| Error::Probe(format!("a picture has not the pixels of {width}×{height}")))
 }
 
 impl OriginDimensions for Sheet {

@@ -7,20 +7,20 @@ use std::time::Instant;
 use strata_engine::{DType, Gpu};
 use strata_model::{LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae};
 
-use crate::cache::{Latents, Texts};
 use crate::config::Order;
-use crate::learner::Learner;
-use crate::log::Logs;
-use crate::plan::{Plan, plan};
-use crate::preserve::texts;
-use crate::probe::Script;
-use crate::progress::{bar, waiting};
-use crate::save::{combine, save, save_between};
-use crate::silence::{Basis, Silence, basis};
-use crate::step::{Lesson, Trainer};
-use crate::tensorboard::TensorBoard;
-use crate::watch::{ProbeRecord, Watch, script};
+use crate::data::cache::{Latents, Texts};
+use crate::features::preserve::texts;
+use crate::features::silence::{Basis, Silence, basis};
+use crate::inspection::probe::Script;
+use crate::training::learner::Learner;
+use crate::training::log::Logs;
+use crate::training::plan::{Plan, plan};
+use crate::training::save::{combine, save, save_between};
+use crate::training::step::{Lesson, Trainer};
+use crate::training::tensorboard::TensorBoard;
+use crate::training::watch::{ProbeRecord, Watch, script};
 use crate::{Config, Error, Precision, Result, StepLog, StepRecord, Tags, kaiming_uniform, noise};
+use strata_model::progress::{bar, waiting};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use strata_model::{LoraDtype, LoraFile, LoraSet, NoiseSchedule, Unet};
 
-use crate::metadata::metadata;
-use crate::plan::{Plan, is_done};
+use crate::training::metadata::metadata;
+use crate::training::plan::{Plan, is_done};
 use crate::{Config, Outcome, Precision, Result};
 
 /// Saves where the config says so: `done` steps have been taken.

@@ -1,0 +1,5 @@
+//! What is learned from: pictures and captions, and what the frozen VAE and CLIP say about them.
+
+pub(crate) mod cache;
+pub(crate) mod dataset;
+pub(crate) mod tags;

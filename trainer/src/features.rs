@@ -1,0 +1,4 @@
+//! What keeps a feature from being heard where its tag is not.
+
+pub(crate) mod preserve;
+pub mod silence;
