@@ -8,7 +8,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
-use strata_model::{F32s, GateMode, LoraFile, LoraSet, Pipeline, Tag, write_atomic, write_f32s};
+use strata_model::{
+    Checkpoint, F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s,
+};
 use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
 use strata_trainer::{Config, Order, PreserveConfig, SilenceConfig};
 
@@ -127,17 +129,17 @@ fn by_group(matrix: &Matrix) -> String {
 
 impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, config: Config, lines: &[String]) -> Result<Self> {
-        let pipeline = Pipeline::open(gpu, &config.model, DType::F32)?;
+        let pipeline = Pipeline::open(gpu, &Checkpoint::open(&config.model)?, DType::F32, DType::F32)?;
         let (mut features, mut lessons) = (Vec::new(), Vec::new());
         for feature in &config.feature {
-            let tag = |tag: &String| Tag::new(&pipeline.tokenizer, tag);
+            let tag = |tag: &String| Tag::new(pipeline.text.tokenizer(), tag);
             let tags = feature.tags.iter().map(tag).collect::<Result<_, _>>()?;
             let class = (!feature.class.is_empty()).then(|| feature.class.clone());
             features.push(ProbeFeature { name: feature.name.clone(), tags, class, weight: 1.0 });
             lessons.push(Lesson::new(gpu, &config, feature, &pipeline)?);
         }
-        let script = Script::new(&pipeline.tokenizer, features, lines, |prompt: &_| {
-            pipeline.states(std::slice::from_ref(prompt), 0)
+        let script = Script::new(pipeline.text.tokenizer(), features, lines, |prompt: &_| {
+            Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states)
         })?;
         let (side, channels) = (pipeline.unet.config().sample_size, pipeline.unet.config().in_channels);
         let draws = Draws::new(&pipeline.schedule, [side, side, channels], config.seed, 1, &[])?;
@@ -163,8 +165,8 @@ impl<'a> Bench<'a> {
         let (unet, features) = (&mut self.pipeline.unet, config.features());
         unet.detach_all();
         for feature in &features {
-            let file = LoraFile::read(feature.file())?;
-            unet.attach(&LoraSet::from_file(self.gpu, DType::F32, &file, unet)?)?;
+            let file = LoraWeights::read(feature.file())?;
+            unet.attach(&LoraSet::from_weights(self.gpu, DType::F32, &file, unet)?)?;
             if let Some(folder) = keep {
                 file.write(&folder.join(way.file(&feature.name)))?;
             }

@@ -3,7 +3,10 @@
 use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{AdamW, adamw, grad_norm, mse};
-use strata_model::{Clip, ClipConfig, Cx, Gates, LoraSet, Rule, Selection, Unet, UnetConfig, Vae, VaeConfig};
+use strata_model::{
+    Clip, ClipConfig, Conditioning, Cx, Gates, LoraSet, Rule, Selection, Unet, UnetConfig, UnetInput, Vae,
+    VaeConfig,
+};
 
 use crate::case::{RANK, TEXT};
 use crate::clock::Work;
@@ -109,7 +112,7 @@ pub fn unet(gpu: &Gpu, dtype: DType) -> Result<Unet> {
 struct Inputs {
     sample: Tensor,
     timesteps: Vec<f32>,
-    context: Tensor,
+    conditioning: Conditioning,
 }
 
 impl Inputs {
@@ -117,12 +120,15 @@ impl Inputs {
         Ok(Inputs {
             sample: setting.latents(setting.dtype)?,
             timesteps: (0..setting.batch).map(|b| 500.0 + b as f32).collect(),
-            context: tensor(setting.gpu, &[setting.batch, TEXT[0], TEXT[1]], setting.dtype)?,
+            conditioning: Conditioning {
+                states: tensor(setting.gpu, &[setting.batch, TEXT[0], TEXT[1]], setting.dtype)?,
+            },
         })
     }
 
     fn predict(&self, unet: &Unet, cx: &Cx<'_>) -> strata_model::Result<Tensor> {
-        unet.forward(cx, &self.sample, &self.timesteps, &self.context)
+        let Inputs { sample, timesteps, conditioning } = self;
+        unet.forward(cx, &UnetInput { sample, timesteps, conditioning })
     }
 }
 

@@ -18,6 +18,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 use strata_engine::{DType, Gpu};
+use strata_model::Checkpoint;
 
 use check::Checker;
 use goldens::Goldens;
@@ -157,6 +158,7 @@ pub fn run(folder: &Path, dtype: DType, gpu: &Gpu) -> Result<Report> {
         gpu,
         dtype,
         folder: folder.to_owned(),
+        checkpoint: Checkpoint::open(folder)?,
         goldens: &goldens,
         tolerances: if dtype == DType::F16 { Tolerances::F16 } else { Tolerances::F32 },
         rows: Vec::new(),

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::SafeTensors;
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
-use strata_model::{Cx, Gates, LoraFile, LoraSet, TensorFile, Unet};
+use strata_model::{Checkpoint, Conditioning, Cx, Gates, LoraSet, LoraWeights, TensorFile, UnetInput};
 
 /// Relative L2 error that two programs in f32 may have.
 const TOLERANCE: f64 = 1e-4;
@@ -22,8 +22,8 @@ fn main() -> Result<()> {
     };
     let mut file = TensorFile::open(Path::new(predictions))?;
     let gpu = Gpu::open(&GpuOptions::default())?;
-    let mut unet = Unet::open(&gpu, &Path::new(pipeline).join("unet"), DType::F32)?;
-    let set = LoraSet::from_file(&gpu, DType::F32, &LoraFile::read(Path::new(lora))?, &unet)?;
+    let mut unet = Checkpoint::open(Path::new(pipeline))?.unet(&gpu, DType::F32)?;
+    let set = LoraSet::from_weights(&gpu, DType::F32, &LoraWeights::read(Path::new(lora))?, &unet)?;
 
     let sample = nhwc(&mut file, "sample")?;
     let sample = Tensor::from_f32(&gpu, &sample.0, &sample.1, DType::F32)?;
@@ -31,7 +31,8 @@ fn main() -> Result<()> {
     let (whole, _) = SafeTensors::deserialize(&bytes)?.tensor("timesteps")?.data().as_chunks();
     let timesteps: Vec<f32> = whole.iter().map(|t| i64::from_le_bytes(*t) as f32).collect();
     let shape = file.tensors().get("context").context("no `context`")?.shape.clone();
-    let context = Tensor::from_f32(&gpu, &file.read("context")?, &shape, DType::F32)?;
+    let conditioning = Conditioning::upload(&gpu, &file.read("context")?, &shape, DType::F32)?;
+    let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
     let tape = Tape::off();
     for (name, attached) in [("pred_base", false), ("pred_lora", true)] {
         if attached {
@@ -39,7 +40,7 @@ fn main() -> Result<()> {
         }
         let gates = Gates::scalars(if attached { &[1.0] } else { &[] });
         let cx = Cx { gates: &gates, ..Cx::new(&tape) };
-        let own = unet.forward(&cx, &sample, &timesteps, &context)?.to_f32()?;
+        let own = unet.forward(&cx, &input)?.to_f32()?;
         let (theirs, _) = nhwc(&mut file, name)?;
         let square = |v: f64| v * v;
         let difference: f64 = own.iter().zip(&theirs).map(|(a, b)| square(f64::from(a - b))).sum();

@@ -1,7 +1,5 @@
 //! The text encoder: transformers' `CLIPTextModel`, a pre-norm transformer whose tokens see only those before them.
 
-use std::path::Path;
-
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, AttentionArgs, attention, embedding};
 
@@ -91,18 +89,30 @@ impl EncoderLayer<Tensor> {
     }
 }
 
+/// Names without the prefix that some files have.
+fn named(mut weights: Weights) -> Result<Weights> {
+    weights.strip_prefix("text_model.")?;
+    Ok(weights)
+}
+
 impl Clip {
-    /// Reads `config.json` and `model.safetensors` of a folder. Names may or may not begin with `text_model.`.
+    /// Of a configuration and its weights, whose names may or may not begin with `text_model.`.
     ///
     /// # Errors
-    /// The configuration is of another kind of model, the weights do not fit it, or the GPU is out of memory.
-    pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
-        let config = ClipConfig::open(&folder.join("config.json"))?;
-        let mut weights = Weights::open(folder, "model")?;
-        weights.strip_prefix("text_model.")?;
+    /// The weights do not fit, or the GPU is out of memory.
+    pub(crate) fn load(gpu: &Gpu, config: &ClipConfig, weights: Weights, dtype: DType) -> Result<Self> {
+        let mut weights = named(weights)?;
         // 0, 1, 2, …, which old versions of transformers stored
         weights.ignore("embeddings.position_ids");
-        load(&config, weights, gpu, dtype)
+        load(config, weights, gpu, dtype)
+    }
+
+    /// The vectors that tokens begin as, [vocabulary, C] and row-major.
+    ///
+    /// # Errors
+    /// There is no such table.
+    pub(crate) fn token_vectors(config: &ClipConfig, weights: Weights) -> Result<Vec<f32>> {
+        named(weights)?.take("embeddings.token_embedding.weight", &[config.vocab_size, config.hidden_size])
     }
 
     /// One of random weights, see [`random_weights`](crate::random_weights).

@@ -3,15 +3,15 @@
 use image::RgbImage;
 use strata_engine::{DType, Tape, Tensor};
 
-use crate::{Cx, Ddim, Error, Pipeline, Result, Takes, Together};
+use crate::{Conditioning, Cx, Ddim, Error, Pipeline, Result, Takes, Together, UnetInput};
 
-/// Text states of a batch of pictures.
+/// What a batch of pictures is conditioned on.
 #[derive(Debug, Clone)]
 pub struct Prompts {
-    /// Of what each picture should show, [B, T, C].
-    pub wanted: Tensor,
-    /// Of what it should not, [B, T, C].
-    pub unwanted: Tensor,
+    /// Of what each picture should show.
+    pub wanted: Conditioning,
+    /// Of what it should not.
+    pub unwanted: Conditioning,
 }
 
 /// How to sample.
@@ -40,17 +40,6 @@ impl Default for Sampling {
 }
 
 impl Pipeline {
-    /// Text states [B, T, C] of prompts. `skip` is [`Clip::forward`](crate::Clip::forward)'s.
-    ///
-    /// # Errors
-    /// There is no prompt, `skip` is more than there are layers, or the GPU fails.
-    pub fn encode(&self, prompts: &[&str], skip: usize) -> Result<Tensor> {
-        let ids = prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
-        let shape = [prompts.len(), self.tokenizer.max_length()];
-        let ids = Tensor::from_u32(self.clip.gpu(), &ids.concat(), &shape)?;
-        self.clip.forward(&Cx::new(&Tape::off()), &ids, skip)
-    }
-
     /// Samples latents: `noise`, standard normal [B, h, w, C], becomes a latent for each pair of prompts. At each step the
     /// model sees one batch, the `takes`; [`Wording::takes`](crate::Wording::takes) makes them from prompts and the same
     /// `sampling`. `progress` is called with the number of steps done after each.
@@ -74,15 +63,17 @@ impl Pipeline {
                 noise.len()
             )));
         }
-        let context = context(prompts, takes, shape[0])?;
-        let gpu = context.gpu();
+        let conditioning = conditioning(prompts, takes, shape[0])?;
+        let gpu = conditioning.states.gpu();
         let tape = Tape::off();
         let cx = Cx { gates: &takes.gates, ..Cx::new(&tape) };
         let batch = [takes.len(), shape[1], shape[2], shape[3]];
         let mut latents = noise.to_vec();
         for (i, &t) in ddim.timesteps().iter().enumerate() {
             let sample = Tensor::from_f32(gpu, &takes.latents(&latents), &batch, DType::F32)?;
-            let output = self.unet.forward(&cx, &sample, &vec![t as f32; batch[0]], &context)?.to_f32()?;
+            let timesteps = vec![t as f32; batch[0]];
+            let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+            let output = self.unet.forward(&cx, &input)?.to_f32()?;
             let (unwanted, wanted) = takes.outputs(&output, shape)?;
             let output = match unwanted.is_empty() {
                 true => wanted,
@@ -126,9 +117,10 @@ impl Pipeline {
     }
 }
 
-/// The text states that the model sees.
-fn context(prompts: &Prompts, takes: &Takes, pictures: usize) -> Result<Tensor> {
-    let Prompts { wanted, unwanted } = prompts;
+/// What the model is told of every take.
+fn conditioning(prompts: &Prompts, takes: &Takes, pictures: usize) -> Result<Conditioning> {
+    let Prompts { wanted: Conditioning { states: wanted }, unwanted: Conditioning { states: unwanted } } =
+        prompts;
     let &[given, tokens, width] = wanted.shape() else {
         return Err(Error::Input(format!("wanted prompts {:?} must be [B, T, C]", wanted.shape())));
     };
@@ -141,7 +133,7 @@ fn context(prompts: &Prompts, takes: &Takes, pictures: usize) -> Result<Tensor> 
         )));
     }
     let values = takes.context(&wanted.to_f32()?, &unwanted.to_f32()?);
-    Ok(Tensor::from_f32(wanted.gpu(), &values, &[takes.len(), tokens, width], wanted.dtype())?)
+    Conditioning::upload(wanted.gpu(), &values, &[takes.len(), tokens, width], wanted.dtype())
 }
 
 fn guide(unwanted: &[f32], wanted: &[f32], guidance: f32) -> Vec<f32> {

@@ -1,8 +1,9 @@
 //! Stable Diffusion 1.x and 2.x, frozen, with places to attach LoRA.
 //!
-//! [`Pipeline`] opens a folder in diffusers' layout: [`ClipTokenizer`] and [`Clip`] turn text into states, [`Unet`]
-//! predicts noise, [`Vae`] goes between pictures and latents, [`NoiseSchedule`] and [`Ddim`] say how much noise there
-//! is. A [`Selection`] chooses layers of the U-Net, a [`LoraSet`] holds their LoRA, a [`LoraFile`] keeps it on disk.
+//! A [`Checkpoint`] is a model on disk and hands out its parts, all of them as a [`Pipeline`]: a [`TextEncoder`] turns text
+//! into [`Conditioning`], [`Unet`] predicts noise, [`Vae`] goes between pictures and latents, [`NoiseSchedule`] and [`Ddim`]
+//! say how much noise there is. A [`Selection`] chooses layers of the U-Net, a [`LoraSet`] holds their LoRA on the GPU,
+//! [`LoraWeights`] are the same in memory and in files.
 //! [`Feature`]s say which [`Tag`]s in a [`Prompt`] switch LoRAs on; [`Gates`] carry that to the layers, row by row.
 //!
 //! All activations are NHWC: images and latents [B, H, W, C], token states [B, T, C]. Paths of layers and of
@@ -10,15 +11,16 @@
 
 mod atomic;
 mod build;
+mod checkpoint;
 mod clip;
 pub mod config;
 mod error;
 mod feature;
+mod formats;
 mod gates;
 mod generate;
 mod layers;
 mod lora;
-mod lora_file;
 pub mod noise;
 mod pipeline;
 mod png;
@@ -31,6 +33,7 @@ mod scheduler;
 mod selection;
 mod taps;
 mod tensor_file;
+mod text;
 mod together;
 mod tokenizer;
 mod trigger;
@@ -40,27 +43,29 @@ mod weights;
 
 pub use atomic::write_atomic;
 pub use build::WeightInfo;
+pub use checkpoint::{Checkpoint, Family};
 pub use clip::Clip;
 pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 pub use error::{Error, Result};
 pub use feature::{Feature, GateMode, Wording};
+pub use formats::kohya::kohya_name;
 pub use gates::{Gates, RowGates, Rows};
 pub use generate::{Prompts, Sampling};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
-pub use lora::{LoraEntry, LoraSet};
-pub use lora_file::{LoraDtype, LoraFile, LoraModule, kohya_name};
+pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part};
 pub use pipeline::Pipeline;
 pub use png::png;
-pub use prompt::{Mention, Prompt};
+pub use prompt::{Mention, Prompt, Reading};
 pub use random::random_weights;
 pub use region::{PlaceMask, Region};
 pub use scheduler::{Ddim, DdimStep, Mix, NoiseSchedule};
 pub use selection::{BlockName, Blocks, Match, Rule, Selection};
 pub use taps::{Cx, Taps};
 pub use tensor_file::{F32s, TensorFile, header, write_f32s};
+pub use text::{Conditioning, TextEncoder};
 pub use together::{Takes, Together};
 pub use tokenizer::ClipTokenizer;
 pub use trigger::{Tag, find, find_ids, find_in, swap, tags_of};
-pub use unet::{Unet, unet_layers, unet_tensors};
+pub use unet::{Unet, UnetInput, layers_of, unet_tensors};
 pub use vae::Vae;
 pub use weights::Weights;

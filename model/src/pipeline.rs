@@ -1,18 +1,14 @@
-//! All of Stable Diffusion, from one folder.
-
-use std::path::Path;
+//! All of Stable Diffusion, open.
 
 use strata_engine::{DType, Gpu};
 
-use crate::config::{ModelIndex, SchedulerConfig};
-use crate::{Clip, ClipTokenizer, NoiseSchedule, Result, Unet, Vae};
+use crate::config::SchedulerConfig;
+use crate::{Checkpoint, NoiseSchedule, Result, TextEncoder, Unet, Vae};
 
 /// The parts of a Stable Diffusion 1.x or 2.x model.
 pub struct Pipeline {
-    /// Text to token ids.
-    pub tokenizer: ClipTokenizer,
-    /// Token ids to text states.
-    pub clip: Clip,
+    /// Text to what the U-Net is conditioned on.
+    pub text: TextEncoder,
     /// Noisy latents and text states to noise.
     pub unet: Unet,
     /// Pictures to latents and back.
@@ -24,18 +20,17 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens a folder in diffusers' layout: model_index.json beside a folder for each part.
+    /// Opens all parts: the U-Net in one number format, text encoder and VAE in another. These run once, and some VAEs
+    /// overflow f16.
     ///
     /// # Errors
     /// A part is missing, damaged, of another kind of model, or does not fit onto the GPU.
-    pub fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Self> {
-        ModelIndex::open(root)?;
-        let scheduler = SchedulerConfig::open(&root.join("scheduler").join("scheduler_config.json"))?;
+    pub fn open(gpu: &Gpu, checkpoint: &Checkpoint, unet: DType, rest: DType) -> Result<Self> {
+        let scheduler = checkpoint.scheduler()?;
         Ok(Self {
-            tokenizer: ClipTokenizer::open(&root.join("tokenizer"))?,
-            clip: Clip::open(gpu, &root.join("text_encoder"), dtype)?,
-            unet: Unet::open(gpu, &root.join("unet"), dtype)?,
-            vae: Vae::open(gpu, &root.join("vae"), dtype)?,
+            text: checkpoint.text_encoder(gpu, rest)?,
+            unet: checkpoint.unet(gpu, unet)?,
+            vae: checkpoint.vae(gpu, rest)?,
             schedule: NoiseSchedule::new(&scheduler)?,
             scheduler,
         })

@@ -9,10 +9,17 @@
 
 use std::ops::Range;
 
-use strata_engine::{Tape, Tensor};
-
 use crate::trigger::find_spans;
-use crate::{Clip, ClipTokenizer, Cx, Error, Pipeline, Result, Tag};
+use crate::{ClipTokenizer, Error, Result, Tag};
+
+/// What brackets mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// Themselves, as in captions.
+    Literal,
+    /// Weights, as in prompts.
+    Weighted,
+}
 
 /// A prompt, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,9 +54,18 @@ impl Prompt {
     ///
     /// # Errors
     /// A weight is not a number; tags overlap so that no cut avoids them all; or [`ClipTokenizer::ids`]'s.
-    pub fn read(tokenizer: &ClipTokenizer, text: &str, tags: &[(usize, &Tag)]) -> Result<Self> {
+    pub fn read(
+        tokenizer: &ClipTokenizer,
+        text: &str,
+        reading: Reading,
+        tags: &[(usize, &Tag)],
+    ) -> Result<Self> {
         let (mut ids, mut weights, mut mentions) = (Vec::new(), Vec::new(), Vec::new());
-        for (text, weight) in weighted(text)? {
+        let parts = match reading {
+            Reading::Literal => vec![(text.to_owned(), 1.0)],
+            Reading::Weighted => weighted(text)?,
+        };
+        for (text, weight) in parts {
             let tokens = tokenizer.ids_with_places(&text)?;
             let (start, weight) = (ids.len(), weight as f32);
             ids.extend(tokens.iter().map(|(id, _)| *id));
@@ -210,65 +226,6 @@ fn closing_weight(text: &str) -> Option<(&str, usize)> {
     Some((&number[..number.len() - after.len()], text.len() - close.len()))
 }
 
-impl Pipeline {
-    /// Text states [B, T, C] of prompts that are read and have equally many chunks. `skip` is
-    /// [`Clip::forward`](crate::Clip::forward)'s.
-    ///
-    /// # Errors
-    /// There is no prompt, chunks differ in number, `skip` is more than there are layers, or the GPU fails.
-    pub fn states(&self, prompts: &[Prompt], skip: usize) -> Result<Tensor> {
-        self.clip.states(self.tokenizer.max_length(), prompts, skip)
-    }
-}
-
-impl Clip {
-    /// Text states [B, T, C] of prompts that are read and have equally many chunks of `chunk` tokens. `skip` is
-    /// [`Clip::forward`]'s.
-    ///
-    /// # Errors
-    /// There is no prompt, chunks differ in number, `skip` is more than there are layers, or the GPU fails.
-    pub fn states(&self, chunk: usize, prompts: &[Prompt], skip: usize) -> Result<Tensor> {
-        let tokens = prompts.first().map_or(0, |prompt| prompt.ids.len());
-        if let Some(other) = prompts.iter().find(|prompt| prompt.ids.len() != tokens) {
-            let other = other.ids.len();
-            return Err(Error::Input(format!(
-                "prompts of {tokens} and of {other} tokens; pad them to one length"
-            )));
-        }
-        let ids: Vec<u32> = prompts.iter().flat_map(|prompt| &prompt.ids).copied().collect();
-        let ids = Tensor::from_u32(self.gpu(), &ids, &[ids.len() / chunk, chunk])?;
-        let states = self.forward(&Cx::new(&Tape::off()), &ids, skip)?;
-        let channels = states.last();
-        let states = states.reshape(&[prompts.len(), tokens, channels])?;
-        let weights: Vec<f32> = prompts.iter().flat_map(|prompt| &prompt.weights).copied().collect();
-        if weights.iter().all(|weight| *weight == 1.0) {
-            return Ok(states);
-        }
-        let mut values = states.to_f32()?;
-        for (values, weights) in values.chunks_exact_mut(chunk * channels).zip(weights.chunks_exact(chunk)) {
-            emphasise(values, weights);
-        }
-        Ok(Tensor::from_f32(states.gpu(), &values, states.shape(), states.dtype())?)
-    }
-}
-
-/// Multiplies the states of one chunk by the weights of its tokens, and then all of them by what gives the chunk its
-/// old mean again. A chunk without weights keeps its bits.
-fn emphasise(values: &mut [f32], weights: &[f32]) {
-    if weights.iter().all(|weight| *weight == 1.0) {
-        return;
-    }
-    let sum = |values: &[f32]| values.iter().map(|v| f64::from(*v)).sum::<f64>();
-    let before = sum(values);
-    for (state, weight) in values.chunks_exact_mut(values.len() / weights.len()).zip(weights) {
-        state.iter_mut().for_each(|v| *v *= weight);
-    }
-    let restore = (before / sum(values)) as f32;
-    if restore.is_finite() {
-        values.iter_mut().for_each(|v| *v *= restore);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -343,19 +300,5 @@ mod tests {
             assert_eq!(cut(count, tags).unwrap(), ends, "{count} {tags:?}");
         }
         assert!(cut(110, &[(0, 60), (50, 110)]).is_err());
-    }
-
-    #[test]
-    fn weights_keep_the_mean() {
-        let mut values = vec![1.0, 2.0, 3.0, 4.0];
-        emphasise(&mut values, &[1.0, 1.0]);
-        assert_eq!(values, [1.0, 2.0, 3.0, 4.0]);
-        emphasise(&mut values, &[1.0, 2.0]);
-        assert_eq!(values.iter().sum::<f32>(), 10.0);
-        assert!((values[2] / values[0] - 6.0).abs() < 1e-6);
-        // a mean of 0 cannot be restored
-        let mut balanced = vec![1.0, -1.0];
-        emphasise(&mut balanced, &[1.0, 1.0 / 0.9]);
-        assert!(balanced.iter().all(|v| v.is_finite()));
     }
 }

@@ -3,8 +3,6 @@
 mod blocks;
 mod transformer;
 
-use std::path::Path;
-
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, activation, timestep_embedding};
 
@@ -13,7 +11,7 @@ use crate::config::UnetConfig;
 use crate::layers::{Conv2d, GroupNorm, Layer, LayerInfo, Linear};
 use crate::lora::LoraSet;
 use crate::weights::Weights;
-use crate::{Cx, Error, Result};
+use crate::{Conditioning, Cx, Error, Result};
 use blocks::{Conditions, DownBlock, MidBlock, UpBlock};
 
 /// Predicts noise: frozen, with places to attach LoRA.
@@ -32,13 +30,23 @@ pub struct Unet<W = Tensor> {
     conv_out: Conv2d<W>,
 }
 
-/// The layers of the U-Net in a folder, as its config.json describes them: no GPU and no weights needed.
+/// What the U-Net is given.
+#[derive(Debug, Clone, Copy)]
+pub struct UnetInput<'a> {
+    /// Noisy latents [B, H, W, in_channels]; any H and W will do, and f32 whatever the weights are.
+    pub sample: &'a Tensor,
+    /// One for each of them.
+    pub timesteps: &'a [f32],
+    /// What the picture is of: text states [B, T, cross_attention_dim].
+    pub conditioning: &'a Conditioning,
+}
+
+/// The layers of a U-Net that looks like this: no GPU and no weights needed.
 ///
 /// # Errors
-/// [`UnetConfig::open`]'s.
-pub fn unet_layers(folder: &Path) -> Result<Vec<LayerInfo>> {
-    let mut unet = sketch(&UnetConfig::open(&folder.join("config.json"))?)?.0;
-    Ok(unet.list_layers())
+/// The configuration cannot be built.
+pub fn layers_of(config: &UnetConfig) -> Result<Vec<LayerInfo>> {
+    Ok(sketch(config)?.0.list_layers())
 }
 
 /// Every tensor that the weights file of such a U-Net holds.
@@ -101,14 +109,12 @@ impl<W> Unet<W> {
 }
 
 impl Unet {
-    /// Reads `config.json` and `diffusion_pytorch_model.safetensors` of a folder.
+    /// Of a configuration and its weights.
     ///
     /// # Errors
-    /// The configuration is of another kind of model, the weights do not fit it, or the GPU is out of memory.
-    pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
-        let config = UnetConfig::open(&folder.join("config.json"))?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model")?;
-        Ok(load(&config, weights, gpu, dtype)?.listed())
+    /// The weights do not fit, or the GPU is out of memory.
+    pub(crate) fn load(gpu: &Gpu, config: &UnetConfig, weights: Weights, dtype: DType) -> Result<Self> {
+        Ok(load(config, weights, gpu, dtype)?.listed())
     }
 
     /// One of random weights, see [`random_weights`](crate::random_weights).
@@ -188,19 +194,12 @@ impl Unet {
         self.checkpointing = on;
     }
 
-    /// What the model says about noisy latents: sample [B, H, W, in_channels], one timestep for each of them, and text
-    /// states [B, T, cross_attention_dim] give f32 [B, H, W, out_channels]. Any H and W will do; the sample may be f32
-    /// whatever the weights are.
+    /// What the model says about noisy latents: f32 [B, H, W, out_channels].
     ///
     /// # Errors
     /// Shapes do not fit, there are more LoRA sets attached than gates given, or the GPU fails.
-    pub fn forward(
-        &self,
-        cx: &Cx<'_>,
-        sample: &Tensor,
-        timesteps: &[f32],
-        context: &Tensor,
-    ) -> Result<Tensor> {
+    pub fn forward(&self, cx: &Cx<'_>, input: &UnetInput<'_>) -> Result<Tensor> {
+        let UnetInput { sample, timesteps, conditioning: Conditioning { states: context } } = *input;
         self.check(sample, timesteps, context)?;
         let UnetConfig { block_out_channels, flip_sin_to_cos, freq_shift, .. } = &self.config;
         let (gpu, dtype, shift) = (sample.gpu(), self.conv_in.w.dtype(), *freq_shift as f32);

@@ -1,7 +1,5 @@
 //! Between pictures and latents: diffusers' `AutoencoderKL`.
 
-use std::path::Path;
-
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, AttentionArgs, Padding, attention, split, upsample_nearest};
 
@@ -271,13 +269,12 @@ impl Attention<Tensor> {
 }
 
 impl Vae {
-    /// Reads `config.json` and `diffusion_pytorch_model.safetensors` of a folder.
+    /// Of a configuration and its weights.
     ///
     /// # Errors
-    /// The configuration is of another kind of model, the weights do not fit it, or the GPU is out of memory.
-    pub fn open(gpu: &Gpu, folder: &Path, dtype: DType) -> Result<Self> {
-        let config = VaeConfig::open(&folder.join("config.json"))?;
-        load(&config, Weights::open(folder, "diffusion_pytorch_model")?, gpu, dtype)
+    /// The weights do not fit, or the GPU is out of memory.
+    pub(crate) fn load(gpu: &Gpu, config: &VaeConfig, weights: Weights, dtype: DType) -> Result<Self> {
+        load(config, weights, gpu, dtype)
     }
 
     /// One of random weights, see [`random_weights`](crate::random_weights).

@@ -181,7 +181,7 @@ impl Weights {
     }
 
     /// What errors about the whole point at: the file, or the folder when there are several.
-    fn source(&self) -> PathBuf {
+    pub(crate) fn source(&self) -> PathBuf {
         match &self.files[..] {
             [file] => file.path().into(),
             _ => self.folder.clone(),

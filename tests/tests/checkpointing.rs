@@ -5,7 +5,7 @@ use strata_kernels::{mse, tape};
 use strata_model::{Cx, Gates, LoraSet, RowGates, Rule, Selection, Unet, UnetConfig};
 use strata_tests::{Random, Setup, gpu, skipped};
 
-use crate::support::golden;
+use crate::support::{predict, unet};
 
 /// A LoRA of random numbers on the layers that a pattern selects, and a place for its gradients.
 fn attach(gpu: &Gpu, dtype: DType, unet: &mut Unet, select: &str) -> (LoraSet, Tensor) {
@@ -47,7 +47,7 @@ fn pass(gpu: &Gpu, dtype: DType, unet: &Unet, set: &LoraSet, grads: &Tensor) -> 
     // dropped before the way back, as a step does
     let gates = Gates::rows(vec![RowGates { samples: vec![1.0, 0.7], text: None, places: None }]);
     let cx = Cx { gates: &gates, ..Cx::new(&tape) };
-    let out = unet.forward(&cx, &sample, &[10.0, 700.0], &context).unwrap();
+    let out = predict(unet, &cx, &sample, &[10.0, 700.0], &context).unwrap();
     drop(gates);
     let kept = gpu.stats().live_bytes - before;
     let loss = mse(&tape, &out, &target, &weights.unwrap()).unwrap();
@@ -65,7 +65,7 @@ fn gradients_have_the_same_bits_and_less_is_kept() {
             skipped(&format!("gradient checkpointing [f16, {setup:?}]: {} has no f16", gpu.caps().name));
             continue;
         }
-        let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), dtype).unwrap();
+        let mut unet = unet(&gpu, "sd15-tiny", dtype);
         // what reaches into every block, what reaches all of them at once, and what lies in the last block alone
         for (select, all) in [
             ("transformer, resnet, conv, conv_in", true),

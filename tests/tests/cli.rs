@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use image::{Rgb, RgbImage};
+use strata_engine::DType;
 use strata_kernels::tuning_name;
-use strata_model::{LoraDtype, LoraFile};
+use strata_model::LoraWeights;
 use strata_tests::{Setup, gpu};
 use strata_trainer::{Config, Resolution, measure};
 use tempfile::{TempDir, tempdir};
@@ -257,11 +258,9 @@ fn a_run_trains_and_its_lora_draws() {
     let out = prints(&["train", text(&config)]);
     assert!(out.contains("lora.safetensors") && out.contains("lora-000002.safetensors"), "{out}");
 
-    let lora = LoraFile::read(&at("lora.safetensors")).unwrap();
-    assert_eq!(lora.dtype, LoraDtype::F32);
-    assert!(
-        lora.modules.keys().all(|key| key.starts_with("lora_unet_up_blocks_2_")) && lora.modules.len() > 10
-    );
+    let lora = LoraWeights::read(&at("lora.safetensors")).unwrap();
+    assert_eq!(lora.dtype, DType::F32);
+    assert!(lora.modules.keys().all(|key| key.1.starts_with("up_blocks.2.")) && lora.modules.len() > 10);
     assert!(lora.modules.values().all(|m| m.rank() == 4 && m.alpha == 2.0));
     assert!(
         lora.modules.values().all(|m| m.up.iter().any(|v| *v != 0.0)),
@@ -323,7 +322,7 @@ fn a_run_trains_and_its_lora_draws() {
 fn generating_waits_for_tags() {
     let folder = tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let mut lora = LoraFile::read(&golden("sd15-tiny", "lora/attn_all_kohya.safetensors")).unwrap();
+    let mut lora = LoraWeights::read(&golden("sd15-tiny", "lora/attn_all_kohya.safetensors")).unwrap();
     lora.write(&at("plain.safetensors")).unwrap();
     lora.metadata.insert("strata_tags".into(), r#"["hair_style_a", "sks"]"#.into());
     lora.write(&at("tagged.safetensors")).unwrap();

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
-use strata_model::{ClipTokenizer, Cx, Gates, LoraFile, LoraSet, Unet};
+use strata_model::{Cx, Gates, LoraSet, LoraWeights};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
 use strata_trainer::{Config, FeatureConfig, Preservation, Summary, Tags, measure, run};
 use tempfile::{TempDir, tempdir};
 
-use crate::support::{golden, put, refused};
+use crate::support::{checkpoint, golden, predict, put, refused, tokenizer, unet};
 
 /// Without poison and guard words, which would double the time.
 static GPU: LazyLock<Mutex<Gpu>> =
@@ -96,7 +96,7 @@ fn stages_stand_on_each_other_and_are_done_once() {
     let changed = train(&other, None);
     assert!(changed.features.iter().all(|feature| feature.files.len() == 1));
 
-    let metadata = LoraFile::read(&file(&config, A)).unwrap().metadata;
+    let metadata = LoraWeights::read(&file(&config, A)).unwrap().metadata;
     assert_eq!(metadata["strata_tags"], "[\"hair_style_a\"]");
     assert_eq!(metadata["modelspec.trigger_phrase"], A);
 }
@@ -135,7 +135,7 @@ fn joint_features_are_what_they_would_be_alone() {
         assert!(bytes(&both, name) == bytes(&alone, name), "{name}");
     }
     assert!(
-        LoraFile::read(&file(&both, A)).unwrap().modules.values().any(|m| m.up.iter().any(|v| *v != 0.0))
+        LoraWeights::read(&file(&both, A)).unwrap().modules.values().any(|m| m.up.iter().any(|v| *v != 0.0))
     );
 }
 
@@ -150,10 +150,10 @@ fn one_file_does_what_two_do() {
     train(&config, None);
     let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
     let predict = |files: &[PathBuf]| {
-        let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
+        let mut unet = unet(&gpu, "sd15-tiny", DType::F32);
         for file in files {
-            let file = LoraFile::read(file).unwrap();
-            unet.attach(&LoraSet::from_file(&gpu, DType::F32, &file, &unet).unwrap()).unwrap();
+            let file = LoraWeights::read(file).unwrap();
+            unet.attach(&LoraSet::from_weights(&gpu, DType::F32, &file, &unet).unwrap()).unwrap();
         }
         let tensor = |shape: &[usize]| {
             let count = shape.iter().product::<usize>();
@@ -162,7 +162,10 @@ fn one_file_does_what_two_do() {
         };
         let (tape, gates) = (Tape::off(), Gates::scalars(&vec![1.0; files.len()]));
         let cx = Cx { gates: &gates, ..Cx::new(&tape) };
-        unet.forward(&cx, &tensor(&[1, 8, 8, 4]), &[500.0], &tensor(&[1, 77, 32])).unwrap().to_f32().unwrap()
+        predict(&unet, &cx, &tensor(&[1, 8, 8, 4]), &[500.0], &tensor(&[1, 77, 32]))
+            .unwrap()
+            .to_f32()
+            .unwrap()
     };
     let (base, two) = (predict(&[]), predict(&[file(&config, A), file(&config, B)]));
     let one = predict(std::slice::from_ref(&config.output));
@@ -185,20 +188,21 @@ fn silenced_and_preserved_features_are_quieter() {
     assert!(lines[2]["preserve_loss"].as_f64().unwrap() > 0.0);
 
     let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
-    let model = golden("sd15-tiny", "");
-    let unet = Unet::open(&gpu, &model.join("unet"), DType::F32).unwrap();
-    let set =
-        LoraSet::from_file(&gpu, DType::F32, &LoraFile::read(&file(&config, A)).unwrap(), &unet).unwrap();
+    let checkpoint = checkpoint("sd15-tiny");
+    let text = checkpoint.text_encoder(&gpu, DType::F32).unwrap();
+    let unet = unet(&gpu, "sd15-tiny", DType::F32);
+    let set = LoraSet::from_weights(&gpu, DType::F32, &LoraWeights::read(&file(&config, A)).unwrap(), &unet)
+        .unwrap();
     let mut prompts = default_bank();
     for i in 0..3 {
         let with = |word: &str| format!("a drawing {i}{word}");
         prompts.extend([with(""), with(", hair"), with(", clothing_style_b")]);
     }
-    let states = States::collect(&gpu, &model, &prompts).unwrap();
-    let span = basis(&gpu, &model, &prompts, 8).unwrap();
-    let tagged = States::collect(&gpu, &model, &["a drawing 1, hair_style_a".to_owned()]).unwrap();
+    let states = States::collect(&text, &prompts).unwrap();
+    let span = basis(&text, &prompts, 8).unwrap();
+    let tagged = States::collect(&text, &["a drawing 1, hair_style_a".to_owned()]).unwrap();
     let worst = |states: &States| {
-        let deltas = deltas(&model, &set, states).unwrap();
+        let deltas = deltas(&checkpoint, &set, states).unwrap();
         assert!(!deltas.is_empty());
         deltas.iter().map(|delta| delta.ratio).fold(0.0, f64::max)
     };
@@ -248,7 +252,7 @@ fn features_that_cannot_work_are_refused() {
 }
 
 fn tags(list: &[&str]) -> Tags {
-    let tokenizer = Arc::new(ClipTokenizer::open(&golden("sd15-tiny", "tokenizer")).unwrap());
+    let tokenizer = Arc::new(tokenizer("sd15-tiny"));
     Tags::new(&tokenizer, &list.iter().map(|tag| tag.to_string()).collect::<Vec<_>>()).unwrap()
 }
 
@@ -310,7 +314,7 @@ fn a_feature_that_leaks_is_stopped() {
             assert!(feature.stopped && (feature.steps, probe.step, &probe.feature[..]) == (1, 1, name));
             assert!(probe.drift > 0.0 && probe.leak.unwrap() > 1e-6, "{probe:?}");
         }
-        let metadata = LoraFile::read(&file(&config, A)).unwrap().metadata;
+        let metadata = LoraWeights::read(&file(&config, A)).unwrap().metadata;
         assert_eq!(metadata["ss_steps"], "1");
         let log = fs::read_to_string(config.log_path()).unwrap();
         assert_eq!((log.lines().count(), log.matches("\"leak\"").count()), (4, 2), "{log}");

@@ -5,7 +5,7 @@ use strata_kernels::{ConvArgs, LinearArgs, conv2d, linear, tape};
 use strata_model::{Cx, Gates, LoraSet, Rule, Selection, Taps, Unet};
 use strata_tests::{Random, Setup, gpu};
 
-use crate::support::golden;
+use crate::support::{predict, unet};
 
 fn random(gpu: &Gpu, seed: &str, shape: &[usize]) -> Tensor {
     Tensor::from_f32(gpu, &Random::new(seed).normal(shape.iter().product()), shape, DType::F32).unwrap()
@@ -55,7 +55,7 @@ fn pass(gpu: &Gpu, unet: &Unet, lora: Option<(&LoraSet, &Tensor)>) -> Pass {
     let on = Gates::scalars(&[1.0]);
     let gates = if lora.is_some() { &on } else { Gates::none() };
     let cx = Cx { tape: &tape, gates, taps: Some(&taps) };
-    let out = unet.forward(&cx, &sample, &[10.0, 700.0], &context).unwrap();
+    let out = predict(unet, &cx, &sample, &[10.0, 700.0], &context).unwrap();
     let (tracked, frozen) = taps.take().into_iter().partition::<Vec<_>, _>(|(_, t)| tape.tracks(t));
     let names = |list: Vec<(String, Tensor)>| list.into_iter().map(|(path, _)| path).collect();
     let (tracked, frozen) = (names(tracked), names(frozen));
@@ -77,7 +77,7 @@ fn select(gpu: &Gpu, unet: &mut Unet, select: &str) -> (LoraSet, Tensor) {
 #[test]
 fn layers_before_the_first_lora_record_nothing() {
     let gpu = gpu(Setup::Lane);
-    let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
+    let mut unet = unet(&gpu, "sd15-tiny", DType::F32);
     let base = pass(&gpu, &unet, None);
     assert_eq!((base.closures, base.tracked.len()), (0, 0));
 

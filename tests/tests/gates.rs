@@ -5,12 +5,12 @@ mod regions;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::Act;
 use strata_model::{
-    Cx, Feature, GateMode, Gates, Layer, Linear, LoraSet, Pipeline, Prompts, Region, RowGates, Rows, Rule,
-    Sampling, Selection, Tag, Together, Unet, Wording,
+    Cx, Feature, GateMode, Gates, Layer, Linear, LoraSet, Pipeline, Prompts, Reading, Region, RowGates, Rows,
+    Rule, Sampling, Selection, Tag, Together, Unet, Wording,
 };
 use strata_tests::{Random, Setup, gpu};
 
-use crate::support::{golden, refused};
+use crate::support::{predict, refused, unet};
 
 const SIDE: usize = 8;
 const LEFT: Region = Region::Box([0.0, 0.0, 0.5, 1.0]);
@@ -18,7 +18,7 @@ const TOKEN: GateMode = GateMode::Token { after: false };
 const AFTER: GateMode = GateMode::Token { after: true };
 
 fn pipeline(gpu: &Gpu, dtype: DType) -> Pipeline {
-    Pipeline::open(gpu, &golden("sd15-tiny", ""), dtype).unwrap()
+    crate::support::pipeline(gpu, "sd15-tiny", dtype)
 }
 
 /// A LoRA of random numbers, strong enough to be seen, on the layers that a pattern selects.
@@ -36,7 +36,7 @@ fn lora(gpu: &Gpu, dtype: DType, unet: &Unet, select: &str, seed: &str) -> LoraS
 const ALL: &str = "transformer, resnet, conv, conv_in, conv_out, time_embedding";
 
 fn feature(pipeline: &Pipeline, tag: &str, mode: GateMode, weight: f32) -> Feature {
-    let tags = if tag.is_empty() { vec![] } else { vec![Tag::new(&pipeline.tokenizer, tag).unwrap()] };
+    let tags = if tag.is_empty() { vec![] } else { vec![Tag::new(pipeline.text.tokenizer(), tag).unwrap()] };
     Feature { tags, mode, weight, region: None, uncond: false }
 }
 
@@ -49,9 +49,9 @@ fn draw(
     first: usize,
 ) -> Vec<u8> {
     let unwanted = vec!["blurry"; wanted.len()];
-    let wording = Wording::read(&pipeline.tokenizer, wanted, &unwanted, features).unwrap();
+    let wording = Wording::read(pipeline.text.tokenizer(), wanted, &unwanted, features).unwrap();
     let takes = wording.takes(features, sampling, [SIDE, SIDE]).unwrap();
-    let states = |prompts| pipeline.states(prompts, 0).unwrap();
+    let states = |prompts| pipeline.text.encode(prompts, 0).unwrap();
     let prompts = Prompts { wanted: states(&wording.wanted), unwanted: states(&wording.unwanted) };
     let one = |i: usize| Random::new(&format!("noise {}", first + i)).normal(SIDE * SIDE * 4);
     let noise: Vec<f32> = (0..wanted.len()).flat_map(one).collect();
@@ -183,14 +183,16 @@ fn unwanted_half(gpu: &Gpu, dtype: DType) {
     let run = |gates: &Gates, sample: &Tensor, context: &Tensor| {
         let cx = Cx { gates, ..Cx::new(&tape) };
         let timesteps = vec![500.0; sample.shape()[0]];
-        pipeline.unet.forward(&cx, sample, &timesteps, context).unwrap().to_bytes().unwrap()
+        predict(&pipeline.unet, &cx, sample, &timesteps, context).unwrap().to_bytes().unwrap()
     };
     for (mode, uncond) in
         [(GateMode::Prompt, false), (GateMode::Prompt, true), (GateMode::Always, false), (TOKEN, false)]
     {
         let features = [Feature { uncond, ..feature(&pipeline, "sks", mode, 1.0) }];
-        let wording = Wording::read(&pipeline.tokenizer, &["sks cat"], &["blurry, sks"], &features).unwrap();
-        let [wanted, unwanted] = [&wording.wanted, &wording.unwanted].map(|p| pipeline.states(p, 0).unwrap());
+        let wording =
+            Wording::read(pipeline.text.tokenizer(), &["sks cat"], &["blurry, sks"], &features).unwrap();
+        let [wanted, unwanted] =
+            [&wording.wanted, &wording.unwanted].map(|p| pipeline.text.encode(p, 0).unwrap().states);
         let both = [unwanted.to_f32().unwrap(), wanted.to_f32().unwrap()].concat();
         let both = Tensor::from_f32(gpu, &both, &[2, 77, wanted.last()], dtype).unwrap();
         let gated = run(&wording.gates(&features, true, [SIDE, SIDE]).unwrap(), &twice, &both);
@@ -328,7 +330,8 @@ fn token_gates_touch_the_tags_rows_alone() {
         let texts = ["a photo, sks man", &["5 ".repeat(74), "sks and SKS".into()].concat(), "a cat"];
         for mode in [TOKEN, AFTER] {
             let features = [feature(&pipeline, "sks", mode, 1.0)];
-            let wording = Wording::read(&pipeline.tokenizer, &texts, &["", "", "sks"], &features).unwrap();
+            let wording =
+                Wording::read(pipeline.text.tokenizer(), &texts, &["", "", "sks"], &features).unwrap();
             let gates = wording.gates(&features, true, [SIDE, SIDE]).unwrap();
             let tag = features[0].tags[0].ids();
             // the three unwanted, and then the three wanted; two chunks each
@@ -373,14 +376,15 @@ fn states_of_prompts() {
     for dtype in [DType::F32, DType::F16] {
         let pipeline = pipeline(&gpu, dtype);
         let read = |texts: &[&str]| {
-            Wording::read(&pipeline.tokenizer, texts, &vec![""; texts.len()], &[]).unwrap().wanted
+            Wording::read(pipeline.text.tokenizer(), texts, &vec![""; texts.len()], &[]).unwrap().wanted
         };
         let states = |texts: &[&str]| {
-            let states = pipeline.states(&read(texts), 1).unwrap();
+            let states = pipeline.text.encode(&read(texts), 1).unwrap().states;
             (states.shape().to_vec(), states.to_f32().unwrap())
         };
         let plain = ["a photo of a cat", "", "two dogs, oil painting"];
-        let encoded = pipeline.encode(&plain, 1).unwrap();
+        let literal = pipeline.text.read(&plain, Reading::Literal, &[]).unwrap();
+        let encoded = pipeline.text.encode(&literal, 1).unwrap().states;
         assert!(states(&plain) == (encoded.shape().to_vec(), encoded.to_f32().unwrap()), "{dtype:?}");
 
         // a long prompt is its chunks, one after the other, and a short one beside it has empty ones
@@ -391,7 +395,7 @@ fn states_of_prompts() {
 
         let (weighted, base) =
             (states(&["(photo:1.5) of a cat", "cat"]).1, states(&["photo of a cat", "cat"]).1);
-        let (chunk, photo) = (77 * 32, pipeline.tokenizer.ids("photo").unwrap().len());
+        let (chunk, photo) = (77 * 32, pipeline.text.tokenizer().ids("photo").unwrap().len());
         assert!(weighted[chunk..] == base[chunk..], "the other prompt keeps its bits");
         let mean = |values: &[f32]| values.iter().sum::<f32>() / values.len() as f32;
         let (before, after) = (mean(&base[..chunk]), mean(&weighted[..chunk]));
@@ -405,23 +409,23 @@ fn states_of_prompts() {
             assert!((ratio(token) / ratio(0) - expected).abs() < 5e-3, "token {token}, {dtype:?}");
         }
         refused(
-            pipeline.states(&[&read(&["cat"])[..], &read(&[&"5 ".repeat(80)])].concat(), 0),
+            pipeline.text.encode(&[&read(&["cat"])[..], &read(&[&"5 ".repeat(80)])].concat(), 0),
             &["77", "154"],
         );
-        refused(pipeline.states(&[], 0), &["CLIP"]);
+        refused(pipeline.text.encode(&[], 0), &["CLIP"]);
     }
 }
 
 #[test]
 fn gates_that_do_not_fit_are_refused() {
     let gpu = gpu(Setup::Lane);
-    let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
+    let mut unet = unet(&gpu, "sd15-tiny", DType::F32);
     unet.attach(&lora(&gpu, DType::F32, &unet, ALL, "x")).unwrap();
     let run = |gates: &Gates| {
         let tape = Tape::off();
         let sample = tensor(&gpu, "sample", &[2, SIDE, SIDE, 4], DType::F32);
         let context = tensor(&gpu, "context", &[2, 77, 32], DType::F32);
-        unet.forward(&Cx { gates, ..Cx::new(&tape) }, &sample, &[5.0, 6.0], &context)
+        predict(&unet, &Cx { gates, ..Cx::new(&tape) }, &sample, &[5.0, 6.0], &context)
     };
     let rows = |samples: usize, tokens: Option<usize>, places: Option<[usize; 2]>| {
         Gates::rows(vec![RowGates {

@@ -4,7 +4,7 @@ mod prompts;
 mod reports;
 
 use strata_engine::{DType, Gpu};
-use strata_model::{GateMode, LoraFile, LoraSet, Pipeline, Rule, Selection, Tag};
+use strata_model::{GateMode, LoraSet, LoraWeights, Pipeline, Rule, Selection, Tag};
 use strata_tests::{Random, Setup, gpu};
 use strata_trainer::probe::{Cell, Draws, GroupKind, Matrix, Probe, ProbeFeature, Script, parts};
 
@@ -15,27 +15,27 @@ const LINES: [&str; 4] = ["a photo of {}", "{} in the rain", "a red chair", "an 
 const TOKEN: GateMode = GateMode::Token { after: false };
 
 fn pipeline(gpu: &Gpu) -> Pipeline {
-    Pipeline::open(gpu, &golden("sd15-tiny", ""), DType::F32).unwrap()
+    crate::support::pipeline(gpu, "sd15-tiny", DType::F32)
 }
 
-fn lora(name: &str) -> LoraFile {
-    LoraFile::read(&golden("sd15-tiny", &format!("lora/{name}_kohya.safetensors"))).unwrap()
+fn lora(name: &str) -> LoraWeights {
+    LoraWeights::read(&golden("sd15-tiny", &format!("lora/{name}_kohya.safetensors"))).unwrap()
 }
 
-fn attach(gpu: &Gpu, pipeline: &mut Pipeline, lora: &LoraFile) {
-    let set = LoraSet::from_file(gpu, DType::F32, lora, &pipeline.unet).unwrap();
+fn attach(gpu: &Gpu, pipeline: &mut Pipeline, lora: &LoraWeights) {
+    let set = LoraSet::from_weights(gpu, DType::F32, lora, &pipeline.unet).unwrap();
     pipeline.unet.attach(&set).unwrap();
 }
 
 fn feature(pipeline: &Pipeline, tag: &str, class: Option<&str>, weight: f32) -> ProbeFeature {
-    let tags = vec![Tag::new(&pipeline.tokenizer, tag).unwrap()];
+    let tags = vec![Tag::new(pipeline.text.tokenizer(), tag).unwrap()];
     ProbeFeature { name: format!("feature {tag}"), tags, class: class.map(str::to_owned), weight }
 }
 
 fn script(pipeline: &Pipeline, features: Vec<ProbeFeature>, lines: &[&str]) -> Script {
     let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
-    let states = |prompt: &_| pipeline.states(std::slice::from_ref(prompt), 0);
-    Script::new(&pipeline.tokenizer, features, &lines, states).unwrap()
+    let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);
+    Script::new(pipeline.text.tokenizer(), features, &lines, states).unwrap()
 }
 
 fn probe(gpu: &Gpu, pipeline: &Pipeline, features: Vec<ProbeFeature>, batch: usize) -> Probe {
@@ -195,7 +195,7 @@ fn a_lora_in_one_block_has_all_of_its_share_there() {
     let gpu = gpu(Setup::Lane);
     let mut pipeline = pipeline(&gpu);
     let mut file = lora("attn_sel");
-    file.modules.retain(|name, _| name.starts_with("lora_unet_mid_block"));
+    file.modules.retain(|name, _| name.1.starts_with("mid_block"));
     attach(&gpu, &mut pipeline, &file);
     let probe = probe(&gpu, &pipeline, vec![feature(&pipeline, "hair_a", None, 1.0)], 4);
     let whole = run(&probe, &pipeline, 0, GateMode::Always);

@@ -1,27 +1,26 @@
 //! The silent subspace: what prompts without the tag say does not reach a LoRA.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::LazyLock;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{AdamW, Gate, LinearArgs, Lora, adamw, grad_norm, linear};
-use strata_model::{Clip, ClipTokenizer, Cx, Gates, LoraSet, Rule, Selection, Unet, Weights};
+use strata_model::{Cx, Gates, LoraSet, Rule, Selection, TextEncoder};
 use strata_tests::{Random, Setup, gpu, skipped};
+use strata_trainer::kaiming_uniform;
 use strata_trainer::silence::{
     Basis, Delta, Silence, States, basis, default_bank, deltas, read_bank, reads_text,
 };
-use strata_trainer::{Error, kaiming_uniform};
 
-use crate::support::{golden, put, refused};
+use crate::support::{checkpoint, predict, put, refused, tokenizer, unet};
 
 const MODEL: &str = "sd15-tiny";
 const CHANNELS: usize = 32;
 const RANK: usize = 8;
 const TAGGED: [&str; 3] = ["zwxq", "a photo of zwxq", "portrait of zwxq, oil painting"];
 
-fn model() -> std::path::PathBuf {
-    golden(MODEL, "")
+fn text(gpu: &Gpu) -> TextEncoder {
+    checkpoint(MODEL).text_encoder(gpu, DType::F32).unwrap()
 }
 
 fn owned(prompts: &[&str]) -> Vec<String> {
@@ -30,12 +29,13 @@ fn owned(prompts: &[&str]) -> Vec<String> {
 
 /// Of the default bank. Not to be asked for by who holds a GPU adapter.
 static BANK: LazyLock<States> =
-    LazyLock::new(|| States::collect(&gpu(Setup::Lane), &model(), &default_bank()).unwrap());
+    LazyLock::new(|| States::collect(&text(&gpu(Setup::Lane)), &default_bank()).unwrap());
 
 /// Text states of prompts, [prompts, tokens, CHANNELS], and how many tokens there are.
 fn encode(gpu: &Gpu, prompts: &[String]) -> (Vec<f32>, usize) {
-    let tokenizer = ClipTokenizer::open(&golden(MODEL, "tokenizer")).unwrap();
-    let clip = Clip::open(gpu, &golden(MODEL, "text_encoder"), DType::F32).unwrap();
+    let tokenizer = tokenizer(MODEL);
+    let text = text(gpu);
+    let clip = text.clip();
     let states = prompts.iter().flat_map(|prompt| {
         let ids = tokenizer.encode(prompt).unwrap();
         let ids = Tensor::from_u32(gpu, &ids, &[1, ids.len()]).unwrap();
@@ -50,7 +50,7 @@ fn lora(gpu: &Gpu, dtype: DType, select: &str, rank: usize, seed: u64) -> LoraSe
 }
 
 fn lora_of(model: &str, gpu: &Gpu, dtype: DType, select: &str, rank: usize, seed: u64) -> LoraSet {
-    let layers = strata_model::unet_layers(&golden(model, "unet")).unwrap();
+    let layers = checkpoint(model).layers().unwrap();
     let rule = Rule { select: select.into(), rank, alpha: rank as f32, lr: None };
     let matches = Selection::new(&[rule]).unwrap().resolve(&layers).unwrap();
     LoraSet::init(gpu, dtype, &matches, |path, fan_in, down| kaiming_uniform(seed, path, fan_in, down))
@@ -100,7 +100,7 @@ fn the_bank_has_every_kind_of_prompt() {
     let bank = default_bank();
     assert!(bank.len() >= 500, "{}", bank.len());
     assert!(bank.contains(&String::new()), "the empty prompt");
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/src/bank.txt");
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../trainer/src/features/bank.txt");
     let text = std::fs::read_to_string(file).unwrap();
     assert_eq!(text.lines().count() + 1, bank.len(), "a line is empty or there twice");
     let lower: BTreeSet<String> = bank.iter().map(|prompt| prompt.to_lowercase()).collect();
@@ -137,7 +137,7 @@ fn a_basis_is_of_eigenvectors() {
     let gpu = gpu(Setup::Lane);
     let (states, tokens) = encode(&gpu, &prompts);
     let twice = [prompts.clone(), prompts.clone()].concat();
-    let basis = basis(&gpu, &model(), &twice, RANK).unwrap();
+    let basis = basis(&text(&gpu), &twice, RANK).unwrap();
     assert_eq!((basis.channels(), basis.rank(), basis.rows().len()), (CHANNELS, RANK, 9 * CHANNELS));
     let rows: Vec<&[f32]> = basis.rows().chunks_exact(CHANNELS).collect();
     for (i, a) in rows.iter().enumerate() {
@@ -199,11 +199,11 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
             skipped(&format!("silence [f16]: {} has no f16", gpu.caps().name));
             continue;
         }
-        let tagged = States::collect(&gpu, &model(), &owned(&TAGGED)).unwrap();
+        let tagged = States::collect(&text(&gpu), &owned(&TAGGED)).unwrap();
         let unseen = owned(&["a turquoise spoon", "fourteen accordions, crayon", "lighthouse keeper asleep"]);
-        let unseen = States::collect(&gpu, &model(), &unseen).unwrap();
+        let unseen = States::collect(&text(&gpu), &unseen).unwrap();
         let within = BANK.within(&span);
-        let measure = |lora: &LoraSet, states: &States| deltas(&model(), lora, states).unwrap();
+        let measure = |lora: &LoraSet, states: &States| deltas(&checkpoint(MODEL), lora, states).unwrap();
 
         let plain = lora(&gpu, dtype, "cross-attn", 4, 1);
         train(&gpu, &plain, || ());
@@ -243,7 +243,7 @@ fn bos_is_silent_in_every_prompt() {
         let set = lora(&gpu, DType::F32, "cross-attn", 4, 2);
         let silence = Silence::new(&span, &set, &[]).unwrap();
         train(&gpu, &set, || silence.apply().unwrap());
-        let mut weights = Weights::open(&golden(MODEL, "unet"), "diffusion_pytorch_model").unwrap();
+        let mut weights = checkpoint(MODEL).unet_weights().unwrap();
         let x = Tensor::from_f32(&gpu, &states, &[4 * tokens, CHANNELS], DType::F32).unwrap();
         for entry in set.entries().iter().filter(|entry| reads_text(&entry.path)) {
             let shape = [entry.outputs(), CHANNELS];
@@ -282,7 +282,7 @@ fn a_silent_text_leaves_the_prediction_alone() {
     let silence = Silence::new(&span, &set, &[]).unwrap();
     train(&gpu, &set, || silence.apply().unwrap());
 
-    let mut unet = Unet::open(&gpu, &golden(MODEL, "unet"), DType::F32).unwrap();
+    let mut unet = unet(&gpu, MODEL, DType::F32);
     unet.attach(&set).unwrap();
     let (states, tokens) = encode(&gpu, &owned(&[TAGGED[1]]));
     let silent: Vec<f32> = states
@@ -302,7 +302,7 @@ fn a_silent_text_leaves_the_prediction_alone() {
         let context = Tensor::from_f32(&gpu, context, &[1, tokens, CHANNELS], DType::F32).unwrap();
         let (tape, gates) = (Tape::off(), Gates::scalars(&[gate]));
         let cx = Cx { tape: &tape, gates: &gates, taps: None };
-        unet.forward(&cx, &sample, &[500.0], &context).unwrap().to_f32().unwrap()
+        predict(&unet, &cx, &sample, &[500.0], &context).unwrap().to_f32().unwrap()
     };
     let drift = |context: &[f32]| {
         let (base, with) = (predict(context, 0.0), predict(context, 1.0));
@@ -383,7 +383,5 @@ fn what_cannot_be_silenced_is_refused() {
     refused(Silence::new(&span, &deaf, &[]), &["no layer", "attn2.to_k"]);
     let other = lora_of("sd2-tiny", &gpu, DType::F32, "cross-attn", 4, 9);
     refused(Silence::new(&span, &other, &[]), &["attn2.to_k", "48 channels", "have 32", "one model"]);
-    refused(basis(&gpu, &model(), &[], RANK), &["no prompts"]);
-    let missing = basis(&gpu, Path::new("/nowhere"), &default_bank(), RANK);
-    assert!(matches!(missing, Err(Error::Model(_))), "{missing:?}");
+    refused(basis(&text(&gpu), &[], RANK), &["no prompts"]);
 }

@@ -5,7 +5,10 @@ use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use strata_model::TensorFile;
+use strata_engine::{DType, Gpu, Tensor};
+use strata_model::{
+    Checkpoint, ClipTokenizer, Conditioning, Cx, Pipeline, Result as ModelResult, TensorFile, Unet, UnetInput,
+};
 
 /// The two tiny pipelines under `tests/goldens`.
 pub const MODELS: [&str; 2] = ["sd15-tiny", "sd2-tiny"];
@@ -13,6 +16,38 @@ pub const MODELS: [&str; 2] = ["sd15-tiny", "sd2-tiny"];
 /// A file or folder of a tiny pipeline.
 pub fn golden(model: &str, path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens").join(model).join(path)
+}
+
+/// A tiny pipeline on disk.
+pub fn checkpoint(model: &str) -> Checkpoint {
+    Checkpoint::open(&golden(model, "")).unwrap()
+}
+
+/// All of a tiny pipeline, in one number format.
+pub fn pipeline(gpu: &Gpu, model: &str, dtype: DType) -> Pipeline {
+    Pipeline::open(gpu, &checkpoint(model), dtype, dtype).unwrap()
+}
+
+/// The U-Net of a tiny pipeline.
+pub fn unet(gpu: &Gpu, model: &str, dtype: DType) -> Unet {
+    checkpoint(model).unet(gpu, dtype).unwrap()
+}
+
+/// The tokenizer of a tiny pipeline.
+pub fn tokenizer(model: &str) -> ClipTokenizer {
+    checkpoint(model).tokenizer().unwrap()
+}
+
+/// What a U-Net says, given text states.
+pub fn predict(
+    unet: &Unet,
+    cx: &Cx<'_>,
+    sample: &Tensor,
+    timesteps: &[f32],
+    states: &Tensor,
+) -> ModelResult<Tensor> {
+    let conditioning = Conditioning { states: states.clone() };
+    unet.forward(cx, &UnetInput { sample, timesteps, conditioning: &conditioning })
 }
 
 /// All tensors of a file of a tiny pipeline that hold numbers, with their shapes.

@@ -13,7 +13,7 @@ use strata_tests::skipped;
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
 use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
 
-use crate::support::{golden, golden_tensors};
+use crate::support::{golden, golden_tensors, predict, unet};
 
 const SEED: u64 = 1;
 const BATCH: usize = 8;
@@ -90,7 +90,7 @@ impl Data {
 }
 
 fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner<'_>) -> T) -> T {
-    let mut unet = Unet::open(gpu, &golden("sd15-tiny", "unet"), dtype).unwrap();
+    let mut unet = unet(gpu, "sd15-tiny", dtype);
     let rule = Rule { select: "transformer".into(), rank: 16, alpha: 16.0, lr: None };
     let matches = Selection::new(&[rule]).unwrap().resolve(unet.layers()).unwrap();
     let fill = |path: &str, fan_in: usize, down: &mut [f32]| kaiming_uniform(SEED, path, fan_in, down);
@@ -157,7 +157,7 @@ fn what_is_learned_holds_for_noise_never_seen() {
             let cx = Cx { gates: &gates, ..Cx::new(&tape) };
             let (noisy, context) =
                 (upload(&unseen.noisy, &unseen.latent_shape), upload(&unseen.context, &unseen.context_shape));
-            let out = unet.forward(&cx, &noisy, &unseen.timesteps, &context).unwrap();
+            let out = predict(unet, &cx, &noisy, &unseen.timesteps, &context).unwrap();
             let loss = mse(
                 &tape,
                 &out,

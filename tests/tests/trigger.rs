@@ -3,18 +3,14 @@
 use std::collections::BTreeMap;
 
 use strata_model::{
-    ClipTokenizer, Feature, GateMode, Mention, Prompt, Tag, Wording, find, find_in, swap, tags_of,
+    ClipTokenizer, Feature, GateMode, Mention, Prompt, Reading, Tag, Wording, find, find_in, swap, tags_of,
 };
 
-use crate::support::{MODELS, golden, refused};
-
-fn tokenizer(model: &str) -> ClipTokenizer {
-    ClipTokenizer::open(&golden(model, "tokenizer")).unwrap()
-}
+use crate::support::{MODELS, refused, tokenizer};
 
 fn read(tokenizer: &ClipTokenizer, text: &str, tags: &[&Tag]) -> Prompt {
     let tags: Vec<(usize, &Tag)> = tags.iter().copied().enumerate().collect();
-    Prompt::read(tokenizer, text, &tags).unwrap()
+    Prompt::read(tokenizer, text, Reading::Weighted, &tags).unwrap()
 }
 
 #[test]
@@ -192,12 +188,15 @@ fn what_is_no_tag_is_refused() {
     refused(Tag::new(&tokenizer, " \n"), &["no letter"]);
     refused(Tag::new(&tokenizer, &"5 ".repeat(76)), &["76 tokens", "75"]);
     Tag::new(&tokenizer, &"5 ".repeat(75)).unwrap();
-    refused(Prompt::read(&tokenizer, "(cat:1.2.3)", &[]), &["1.2.3", "(cat:1.2)"]);
+    refused(Prompt::read(&tokenizer, "(cat:1.2.3)", Reading::Weighted, &[]), &["1.2.3", "(cat:1.2)"]);
     // tags of which one is in the other, over more than a chunk: no place to cut
     let (a, b) = (["5 ".repeat(60), "6 ".repeat(10)].concat(), ["6 ".repeat(10), "7 ".repeat(60)].concat());
     let (a, b) = (Tag::new(&tokenizer, &a).unwrap(), Tag::new(&tokenizer, &b).unwrap());
     let text = ["5 ".repeat(60), "6 ".repeat(10), "7 ".repeat(60)].concat();
-    refused(Prompt::read(&tokenizer, &text, &[(0, &a), (1, &b)]), &["overlapping tags", "75"]);
+    refused(
+        Prompt::read(&tokenizer, &text, Reading::Weighted, &[(0, &a), (1, &b)]),
+        &["overlapping tags", "75"],
+    );
 }
 
 fn feature(tags: &[Tag], mode: GateMode) -> Feature {
@@ -243,7 +242,7 @@ fn files_name_their_tags() {
 
 #[test]
 fn tags_make_way_for_others() {
-    let tokenizer = ClipTokenizer::open(&golden("sd15-tiny", "tokenizer")).unwrap();
+    let tokenizer = tokenizer("sd15-tiny");
     let tags = [Tag::new(&tokenizer, "sks").unwrap()];
     let cases = [
         ("a photo of sks cat", "a photo of {} cat"),

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use strata_engine::{DType, Gpu, GpuOptions};
-use strata_model::{LoraFile, LoraSet, TensorFile, Unet};
+use strata_model::{Checkpoint, LoraSet, LoraWeights, TensorFile};
 use strata_trainer::{Batch, Learner, UpdateArgs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,8 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: fixed_batch UNET_FOLDER BATCH.safetensors LORA.safetensors STEPS".into());
     };
     let gpu = Gpu::open(&GpuOptions::default())?;
-    let mut unet = Unet::open(&gpu, Path::new(unet), DType::F32)?;
-    let lora = LoraSet::from_file(&gpu, DType::F32, &LoraFile::read(Path::new(lora))?, &unet)?;
+    let mut unet = Checkpoint::open_unet(Path::new(unet))?.unet(&gpu, DType::F32)?;
+    let lora = LoraSet::from_weights(&gpu, DType::F32, &LoraWeights::read(Path::new(lora))?, &unet)?;
     unet.attach(&lora)?;
 
     // noisy and target are [B, H, W, C] there

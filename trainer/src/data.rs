@@ -1,5 +1,6 @@
 //! What is learned from: pictures and captions, and what the frozen VAE and CLIP say about them.
 
-pub(crate) mod cache;
 pub(crate) mod dataset;
+pub(crate) mod latents;
 pub(crate) mod tags;
+pub(crate) mod texts;

@@ -17,9 +17,10 @@ pub use config::{
     Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
     Resolution, Schedule, SilenceConfig, TrainConfig,
 };
-pub use data::cache::{Latents, Posterior, Texts};
 pub use data::dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
+pub use data::latents::{Latents, Posterior};
 pub use data::tags::Tags;
+pub use data::texts::Texts;
 pub use error::{Error, Result};
 pub use features::preserve::Preservation;
 pub use features::silence;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_model::{Cx, F32s, Gates, Pipeline, Unet};
+use strata_model::{Conditioning, Cx, F32s, Gates, Pipeline, Unet, UnetInput};
 use strata_trainer::noise::{self, Stream};
 use strata_trainer::{Config, Dataset, FeatureConfig, Latents, Texts};
 
@@ -37,12 +37,13 @@ impl Lesson {
         let dataset = Dataset::open(&feature.dataset)?;
         let latents = Latents::encode(gpu, &pipeline.vae, &dataset, false)?;
         let captions: Vec<String> = dataset.pictures().iter().map(|p| p.caption.clone()).collect();
-        let texts = Texts::encode(gpu, &config.model, &captions.iter().cloned().collect::<BTreeSet<_>>())?;
+        let texts = Texts::encode(&pipeline.text, &captions.iter().cloned().collect::<BTreeSet<_>>())?;
+        let chunks = texts.chunks(captions.iter().map(String::as_str))?;
         let mut lesson = Self {
             captions,
             base: 0.0,
             shape: latents.shape(),
-            text_shape: texts.shape(),
+            text_shape: texts.shape_of(chunks),
             texts: Vec::new(),
             noisy: Vec::new(),
             target: Vec::new(),
@@ -64,7 +65,7 @@ impl Lesson {
                 lesson.noisy.extend(mix.apply(&latent, &normal)?);
                 lesson.target.extend(target.apply(&latent, &normal)?);
                 lesson.timesteps.push(t as f32);
-                lesson.texts.extend(texts.get(caption)?);
+                lesson.texts.extend_from_slice(&texts.get(caption, chunks)?);
             }
         }
         lesson.base = lesson.loss(gpu, &pipeline.unet, None)?;
@@ -87,8 +88,10 @@ impl Lesson {
         for ((timesteps, noisy), (texts, target)) in batches {
             let size = timesteps.len();
             let noisy = Tensor::from_f32(gpu, noisy, &[size, h, w, channels], DType::F32)?;
-            let texts = Tensor::from_f32(gpu, texts, &[size, tokens, text_channels], DType::F32)?;
-            let predicted = unet.forward(&cx, &noisy, timesteps, &texts)?.to_f32()?;
+            let shape = [size, tokens, text_channels];
+            let conditioning = Conditioning::upload(gpu, texts, &shape, DType::F32)?;
+            let input = UnetInput { sample: &noisy, timesteps, conditioning: &conditioning };
+            let predicted = unet.forward(&cx, &input)?.to_f32()?;
             let pairs = predicted.iter().zip(target);
             sum += pairs.map(|(p, t)| (f64::from(*p) - f64::from(*t)).powi(2)).sum::<f64>();
         }

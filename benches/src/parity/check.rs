@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use strata_engine::{DType, Gpu, Tensor};
+use strata_model::{Checkpoint, Conditioning};
 
 use super::goldens::{Golden, Goldens, to_nchw};
 use super::{Row, Tolerances};
@@ -17,6 +18,7 @@ pub(crate) struct Checker<'a> {
     pub gpu: &'a Gpu,
     pub dtype: DType,
     pub folder: PathBuf,
+    pub checkpoint: Checkpoint,
     pub goldens: &'a Goldens,
     pub tolerances: Tolerances,
     pub rows: Vec<Row>,
@@ -98,6 +100,11 @@ impl Checker<'_> {
             _ => (golden.values.clone(), golden.shape.clone()),
         };
         Ok(Tensor::from_f32(self.gpu, &values, &shape, self.dtype)?)
+    }
+
+    /// [`Checker::upload`] of text states.
+    pub fn conditioning(&self, golden: &Golden) -> Result<Conditioning> {
+        Ok(Conditioning { states: self.upload(golden)? })
     }
 
     /// [`Checker::upload`] of the golden of this name.

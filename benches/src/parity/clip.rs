@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use strata_engine::{Tape, Tensor};
-use strata_model::{Clip, ClipTokenizer, Cx, Gates, Taps};
+use strata_model::{Cx, Gates, Taps};
 
 use super::check::Checker;
 
 /// `tokens.json`: the ids of every prompt, with and without BOS, EOS and padding.
 pub(crate) fn tokens(c: &mut Checker) -> Result<()> {
-    let tokenizer = ClipTokenizer::open(&c.folder.join("tokenizer"))?;
+    let tokenizer = c.checkpoint.tokenizer()?;
     let mut wrong = Vec::new();
     for prompt in &c.goldens.prompts {
         let (ids, bare) = (tokenizer.encode(&prompt.text)?, tokenizer.ids(&prompt.text)?);
@@ -24,7 +24,8 @@ pub(crate) fn tokens(c: &mut Checker) -> Result<()> {
 
 /// `clip.*`: every hidden state, the last with its norm, what "clip skip" takes, and the pooled output.
 pub(crate) fn text_encoder(c: &mut Checker) -> Result<()> {
-    let clip = Clip::open(c.gpu, &c.folder.join("text_encoder"), c.dtype)?;
+    let text = c.checkpoint.text_encoder(c.gpu, c.dtype)?;
+    let clip = text.clip();
     let [batch, tokens] = c.goldens.get("clip.input_ids")?.axes()?;
     ensure!(tokens > 0, "clip.input_ids has no tokens");
     let ids = c.goldens.indices("clip.input_ids")?;

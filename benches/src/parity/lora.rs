@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use strata_engine::{Tape, Tensor};
-use strata_model::{Clip, Cx, Gates, LoraEntry, LoraFile, LoraSet, NoiseSchedule, SchedulerConfig, Unet};
+use strata_model::{Cx, Gates, LoraEntry, LoraSet, LoraWeights, Unet, UnetInput};
 use strata_trainer::{Batch, Learner, UpdateArgs};
 
 use super::check::{Checker, relative_l2};
@@ -26,11 +26,11 @@ const CASES: [Case; 4] = [
 /// `lora.NAME.*` and `train.NAME.*` of the LoRAs that Strata can have, and the training batches themselves.
 pub(crate) fn loras(c: &mut Checker) -> Result<()> {
     batches(c)?;
-    let mut unet = Unet::open(c.gpu, &c.folder.join("unet"), c.dtype)?;
+    let mut unet = c.checkpoint.unet(c.gpu, c.dtype)?;
     for case in CASES {
         let path = c.folder.join("lora").join(format!("{}_kohya.safetensors", case.name));
-        let file = LoraFile::read(&path)?;
-        let lora = LoraSet::from_file(c.gpu, c.dtype, &file, &unet)?;
+        let file = LoraWeights::read(&path)?;
+        let lora = LoraSet::from_weights(c.gpu, c.dtype, &file, &unet)?;
         ensure!(
             lora.entries().len() == file.modules.len(),
             "{}: {} of {} modules found a layer",
@@ -52,12 +52,12 @@ pub(crate) fn loras(c: &mut Checker) -> Result<()> {
 
 /// `lora.NAME.out`, and the same with the LoRA at 0.6.
 fn outputs(c: &mut Checker, unet: &Unet, name: &str) -> Result<()> {
-    let (sample, context) = (c.input("unet.sample")?, c.input("unet.context")?);
+    let (sample, conditioning) = (c.input("unet.sample")?, c.conditioning(c.goldens.get("unet.context")?)?);
     let timesteps = c.goldens.get("unet.mixed.timesteps")?.values.clone();
     for (suffix, gate) in [("out", 1.0), ("out_scale0.6", 0.6)] {
         let (tape, gates) = (Tape::off(), Gates::scalars(&[gate]));
-        let out =
-            unet.forward(&Cx { tape: &tape, gates: &gates, taps: None }, &sample, &timesteps, &context)?;
+        let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+        let out = unet.forward(&Cx { tape: &tape, gates: &gates, taps: None }, &input)?;
         c.tensor(&format!("lora.{name}.{suffix}"), &out, c.tolerances.forward)?;
     }
     Ok(())
@@ -115,8 +115,7 @@ fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result
 
 /// `train.noisy`, `train.target` and `train.context`: what a step makes of latents, noise and captions.
 fn batches(c: &mut Checker) -> Result<()> {
-    let config = SchedulerConfig::open(&c.folder.join("scheduler").join("scheduler_config.json"))?;
-    let schedule = NoiseSchedule::new(&config)?;
+    let schedule = c.checkpoint.schedule()?;
     let (latents, noise) = (c.goldens.get("train.latents")?, c.goldens.get("train.noise")?);
     let timesteps = c.goldens.indices("train.timesteps")?;
     let size = (latents.values.len() / timesteps.len().max(1)).max(1);
@@ -129,11 +128,11 @@ fn batches(c: &mut Checker) -> Result<()> {
     c.close("train.noisy", &noisy, c.tolerances.host);
     c.close("train.target", &target, c.tolerances.host);
 
-    let clip = Clip::open(c.gpu, &c.folder.join("text_encoder"), c.dtype)?;
+    let text = c.checkpoint.text_encoder(c.gpu, c.dtype)?;
     let [steps, batch, tokens] = c.goldens.get("train.input_ids")?.axes()?;
     let ids = c.goldens.indices("train.input_ids")?;
     let ids = Tensor::from_u32(c.gpu, &ids, &[steps * batch, tokens])?;
-    let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;
+    let hidden = text.clip().forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;
     c.close("train.context", &hidden, c.tolerances.forward);
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! From text to a picture.
 
 use anyhow::{Result, ensure};
-use strata_model::{Pipeline, Prompts, Sampling, Takes};
+use strata_model::{Pipeline, Prompts, Reading, Sampling, Takes};
 
 use super::check::Checker;
 
 /// `pipe.ddim.*`: five DDIM steps with guidance 3 from given noise, with and without "clip skip 2", and the picture.
 pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
-    let pipeline = Pipeline::open(c.gpu, &c.folder, c.dtype)?;
+    let pipeline = Pipeline::open(c.gpu, &c.checkpoint, c.dtype, c.dtype)?;
     let [wanted, _, _, unwanted] = &c.goldens.texts[..] else {
         anyhow::bail!("meta.json has {} prompts, not 4", c.goldens.texts.len());
     };
@@ -16,7 +16,11 @@ pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
     let takes = Takes::plain(1, sampling.guided());
     for (name, skip) in [("pipe.ddim", 0), ("pipe.ddim.clipskip2", 1)] {
         // diffusers skips layers for the prompt alone, not for the negative one
-        let (wanted, unwanted) = (pipeline.encode(&[wanted], skip)?, pipeline.encode(&[unwanted], 0)?);
+        let encode = |text: &str, skip| {
+            let prompts = pipeline.text.read(&[text], Reading::Literal, &[])?;
+            pipeline.text.encode(&prompts, skip)
+        };
+        let (wanted, unwanted) = (encode(wanted, skip)?, encode(unwanted, 0)?);
         let prompts = Prompts { wanted, unwanted };
         let latents = pipeline.sample(&prompts, &noise, shape, &takes, &sampling, |_| ())?;
         c.tensor(&format!("{name}.latents"), &latents, c.tolerances.pipeline)?;

@@ -8,7 +8,7 @@ use super::check::Checker;
 
 /// `sched.*` of what Strata has: ᾱ, noising, velocity, SNR, and ten DDIM steps with a made-up model in three settings.
 pub(crate) fn schedulers(c: &mut Checker) -> Result<()> {
-    let config = SchedulerConfig::open(&c.folder.join("scheduler").join("scheduler_config.json"))?;
+    let config = c.checkpoint.scheduler()?;
     // the schedulers of the goldens differ from the pipeline's in nothing but these
     let config = SchedulerConfig {
         beta_schedule: BetaSchedule::ScaledLinear,

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use strata_engine::{DType, Tape, Tensor};
 use strata_kernels::{mse, tape};
-use strata_model::{Cx, Gates, Taps, Unet};
+use strata_model::{Conditioning, Cx, Gates, Taps, UnetInput};
 
 use super::check::Checker;
 use super::vae::taken;
@@ -63,13 +63,15 @@ const LOSS_SCALE: f32 = 65_536.0;
 
 /// `unet.*`: outputs at four timesteps, at two at once, at an odd size, with short and long texts; activations.
 pub(crate) fn forward(c: &mut Checker) -> Result<()> {
-    let unet = Unet::open(c.gpu, &c.folder.join("unet"), c.dtype)?;
+    let unet = c.checkpoint.unet(c.gpu, c.dtype)?;
     let (tape, tolerance) = (Tape::off(), c.tolerances.forward);
     let cx = Cx::new(&tape);
-    let (sample, context) = (c.input("unet.sample")?, c.input("unet.context")?);
+    let (sample, conditioning) = (c.input("unet.sample")?, c.conditioning(c.goldens.get("unet.context")?)?);
     let [batch, ..] = c.goldens.get("unet.sample")?.axes::<4>()?;
     for t in [1, 250, 500, 999] {
-        let out = unet.forward(&cx, &sample, &vec![t as f32; batch], &context)?;
+        let timesteps = vec![t as f32; batch];
+        let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+        let out = unet.forward(&cx, &input)?;
         c.tensor(&format!("unet.t{t}.out"), &out, tolerance)?;
     }
 
@@ -77,7 +79,8 @@ pub(crate) fn forward(c: &mut Checker) -> Result<()> {
     let wanted = paths.clone();
     let taps = Taps::new(move |path| wanted.iter().any(|w| w == path));
     let timesteps = c.goldens.get("unet.mixed.timesteps")?.values.clone();
-    let out = unet.forward(&Cx { taps: Some(&taps), ..cx }, &sample, &timesteps, &context)?;
+    let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+    let out = unet.forward(&Cx { taps: Some(&taps), ..cx }, &input)?;
     c.tensor("unet.mixed.out", &out, tolerance)?;
     taken(c, "unet.act.", &taps, &paths)?;
 
@@ -87,18 +90,18 @@ pub(crate) fn forward(c: &mut Checker) -> Result<()> {
     let texts: Vec<&[f32]> = golden.values.chunks_exact(tokens * channels).collect();
     let upload = |parts: Vec<&[f32]>, length: usize| {
         let count = parts.iter().map(|part| part.len()).sum::<usize>() / (length * channels);
-        Tensor::from_f32(c.gpu, &parts.concat(), &[count, length, channels], c.dtype)
+        Conditioning::upload(c.gpu, &parts.concat(), &[count, length, channels], c.dtype)
     };
     let first = upload(vec![texts[0]], tokens)?;
     let short = upload(texts.iter().map(|text| &text[..7 * channels]).collect(), 7)?;
     let mirrored = texts.iter().zip(texts.iter().rev()).flat_map(|(text, other)| [*text, *other]);
     let long = upload(mirrored.collect(), 2 * tokens)?;
     let odd = c.input("unet.odd.sample")?;
-    for (name, sample, context) in
+    for (name, sample, conditioning) in
         [("odd", &odd, &first), ("short", &sample, &short), ("long", &sample, &long)]
     {
-        let timesteps = vec![321.0; context.shape()[0]];
-        let out = unet.forward(&cx, sample, &timesteps, context)?;
+        let timesteps = vec![321.0; conditioning.states.shape()[0]];
+        let out = unet.forward(&cx, &UnetInput { sample, timesteps: &timesteps, conditioning })?;
         c.tensor(&format!("unet.{name}.out"), &out, tolerance)?;
     }
     Ok(())
@@ -119,9 +122,10 @@ fn activations(layers_per_block: usize) -> Vec<String> {
 
 /// `bwd.*`: the loss of the first training batch, and its gradient in the input, the text and every block.
 pub(crate) fn backward(c: &mut Checker) -> Result<()> {
-    let unet = Unet::open(c.gpu, &c.folder.join("unet"), c.dtype)?;
+    let unet = c.checkpoint.unet(c.gpu, c.dtype)?;
     let first = |name: &str| c.goldens.get(name)?.part(0);
-    let (noisy, context) = (c.upload(&first("train.noisy")?)?, c.upload(&first("train.context")?)?);
+    let (noisy, conditioning) =
+        (c.upload(&first("train.noisy")?)?, c.conditioning(&first("train.context")?)?);
     let (target, timesteps) = (first("train.target")?, first("train.timesteps")?.values);
     let (target, shape) = target.nhwc()?;
     let target = Tensor::from_f32(c.gpu, &target, &shape, DType::F32)?;
@@ -131,9 +135,10 @@ pub(crate) fn backward(c: &mut Checker) -> Result<()> {
     let taps = Taps::new(|path| BACKWARD.contains(&path)).retain_gradients(true);
     let tape = tape();
     tape.track(&noisy);
-    tape.track(&context);
+    tape.track(&conditioning.states);
     let cx = Cx { tape: &tape, gates: Gates::none(), taps: Some(&taps) };
-    let out = unet.forward(&cx, &noisy, &timesteps, &context)?;
+    let input = UnetInput { sample: &noisy, timesteps: &timesteps, conditioning: &conditioning };
+    let out = unet.forward(&cx, &input)?;
     let loss = mse(&tape, &out, &target, &ones)?;
     ensure!(!tape.is_empty(), "the tape recorded nothing");
     let grads = tape.backward(&loss, Tensor::from_f32(c.gpu, &[scale], &[1], DType::F32)?)?;
@@ -141,7 +146,8 @@ pub(crate) fn backward(c: &mut Checker) -> Result<()> {
     c.tensor("bwd.loss", &loss, c.tolerances.loss)?;
     let tapped = taps.take();
     let blocks = BACKWARD.iter().map(|path| (format!("bwd.d.{path}"), tapped.get(*path)));
-    let inputs = [("bwd.d_noisy".to_owned(), Some(&noisy)), ("bwd.d_context".to_owned(), Some(&context))];
+    let inputs =
+        [("bwd.d_noisy".to_owned(), Some(&noisy)), ("bwd.d_context".to_owned(), Some(&conditioning.states))];
     for (name, tensor) in inputs.into_iter().chain(blocks) {
         match tensor.and_then(|tensor| grads.get(tensor)) {
             Some(grad) => c.scaled_tensor(&name, grad, 1.0 / scale, c.tolerances.gradient)?,

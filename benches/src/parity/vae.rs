@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use strata_engine::{Tape, Tensor};
-use strata_model::{Cx, Gates, Taps, Vae};
+use strata_model::{Cx, Gates, Taps};
 use strata_trainer::Posterior;
 
 use super::check::Checker;
@@ -36,7 +36,7 @@ const DECODER: [&str; 8] = [
 
 /// `vae.*`: mean, logvar, the latent drawn from them, a decoded picture, and the activations of both ways.
 pub(crate) fn autoencoder(c: &mut Checker) -> Result<()> {
-    let vae = Vae::open(c.gpu, &c.folder.join("vae"), c.dtype)?;
+    let vae = c.checkpoint.vae(c.gpu, c.dtype)?;
     let tolerance = c.tolerances.forward;
     let tape = Tape::off();
 

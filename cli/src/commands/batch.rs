@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use strata_engine::{DType, Tensor};
-use strata_kernels::cast;
 use strata_model::{Feature, Pipeline, Prompt, Prompts, Sampling, Wording};
 use strata_trainer::noise::{self, Stream};
 
@@ -24,9 +23,10 @@ impl Batch<'_> {
     /// Latents [B, h, w, C], away from the empty prompt. `tick` is called after each step.
     pub fn latents(&self, pipeline: &Pipeline, tick: &mut dyn FnMut()) -> Result<Tensor> {
         let (count, [h, w, channels]) = (self.prompts.len(), self.shape);
-        let wording = Wording::read(&pipeline.tokenizer, self.prompts, &vec![""; count], self.features)?;
+        let wording =
+            Wording::read(pipeline.text.tokenizer(), self.prompts, &vec![""; count], self.features)?;
         let takes = wording.takes(self.features, &self.sampling, [h, w])?;
-        let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, 0)?, self.dtype)?);
+        let encode = |prompts: &[Prompt]| pipeline.text.encode(prompts, 0)?.cast(self.dtype);
         let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
         let mut start = vec![0.0; count * h * w * channels];
         for (seed, start) in self.seeds.iter().zip(start.chunks_exact_mut(h * w * channels)) {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use strata_model::write_atomic;
+use strata_model::{Checkpoint, write_atomic};
 use strata_trainer::lint::{Feature, Text, lint};
 use strata_trainer::{Config, Dataset as Pictures};
 
@@ -62,7 +62,7 @@ impl Check {
                 self.config.display()
             );
         }
-        let text = Text::open(&config.model)?;
+        let text = Text::open(&Checkpoint::open(&config.model)?)?;
         let datasets =
             config.feature.iter().map(|f| Pictures::open(&f.dataset)).collect::<Result<Vec<_>, _>>()?;
         let pairs = config.feature.iter().zip(&datasets);

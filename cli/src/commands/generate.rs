@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use strata_engine::{DType, Gpu};
-use strata_kernels::cast;
 use strata_model::progress::{bar, waiting};
 use strata_model::{
-    Clip, ClipTokenizer, LoraSet, ModelIndex, NoiseSchedule, Pipeline, Prompt, Prompts, Sampling,
-    SchedulerConfig, Together, Unet, Vae, Wording, png, write_atomic,
+    Checkpoint, LoraSet, Pipeline, Prompt, Prompts, Sampling, Together, Wording, png, write_atomic,
 };
 use strata_trainer::noise::{self, Stream};
 
@@ -129,21 +127,22 @@ impl Generate {
         let mut features = Vec::new();
         for lora in &loras {
             let context = || lora.path.display().to_string();
-            let set = LoraSet::from_file(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
+            let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            features.push(lora.feature(&pipeline.tokenizer).with_context(context)?);
+            features.push(lora.feature(pipeline.text.tokenizer()).with_context(context)?);
             lora.left_out(&set).iter().for_each(|text| note(text));
         }
         let sampling =
             Sampling { steps: self.steps, guidance: self.guidance, together: self.together.into() };
-        let wording = Wording::read(&pipeline.tokenizer, &[&self.prompt], &[&self.negative], &features)?;
+        let wording =
+            Wording::read(pipeline.text.tokenizer(), &[&self.prompt], &[&self.negative], &features)?;
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
         let takes = wording.takes(&features, &sampling, [shape[1], shape[2]])?;
         let progress = bar((self.steps * usize::from(self.count)) as u64, "steps");
         let skip = usize::from(self.clip_skip - 1);
-        let encode = |prompts: &[Prompt]| anyhow::Ok(cast(&pipeline.states(prompts, skip)?, dtype)?);
+        let encode = |prompts: &[Prompt]| pipeline.text.encode(prompts, skip)?.cast(dtype);
         let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
         for i in 0..self.count {
             let seed = self.seed.wrapping_add(i.into());
@@ -193,19 +192,11 @@ impl Generate {
     }
 }
 
-/// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
+/// The pipeline with its U-Net in `dtype`.
 pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
-    ModelIndex::open(root)?;
+    let checkpoint = Checkpoint::open(root)?;
     let _reading = waiting("reading the model");
-    let scheduler = SchedulerConfig::open(&root.join("scheduler").join("scheduler_config.json"))?;
-    Ok(Pipeline {
-        tokenizer: ClipTokenizer::open(&root.join("tokenizer"))?,
-        clip: Clip::open(gpu, &root.join("text_encoder"), DType::F32)?,
-        unet: Unet::open(gpu, &root.join("unet"), dtype)?,
-        vae: Vae::open(gpu, &root.join("vae"), DType::F32)?,
-        schedule: NoiseSchedule::new(&scheduler)?,
-        scheduler,
-    })
+    Ok(Pipeline::open(gpu, &checkpoint, dtype, DType::F32)?)
 }
 
 fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {

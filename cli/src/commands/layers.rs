@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
-use strata_model::{
-    BlockName, Blocks, LayerInfo, LayerKind, Match, Rule, Selection, UnetConfig, Weights, unet_layers,
-    unet_tensors,
-};
+use strata_model::{BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, Rule, Selection};
 
 use super::thousands;
 
@@ -51,9 +48,9 @@ struct Unit<'a> {
 
 impl Layers {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
-        let folder = unet_folder(&self.model)?;
-        let layers = unet_layers(&folder)?;
-        check_weights(&folder)?;
+        let checkpoint = Checkpoint::open_unet(&self.model)?;
+        checkpoint.check_unet()?;
+        let layers = checkpoint.layers()?;
         let matches = Selection::new(&self.rules()?)?.resolve(&layers)?;
         let units = units(&layers, &matches);
         match self.json {
@@ -77,41 +74,6 @@ impl Layers {
         };
         texts.iter().map(rule).collect()
     }
-}
-
-/// The U-Net's folder in that of a pipeline, or the folder itself.
-fn unet_folder(model: &Path) -> Result<PathBuf> {
-    let inner = model.join("unet");
-    for folder in [&inner, &model.to_owned()] {
-        if folder.join("config.json").is_file() {
-            return Ok(folder.clone());
-        }
-    }
-    bail!(
-        "{}: no unet/config.json and no config.json here; give the folder of a diffusers model",
-        model.display()
-    )
-}
-
-/// The weights' headers must hold the model that config.json describes, where there are weights at all.
-fn check_weights(folder: &Path) -> Result<()> {
-    let weights = Weights::open(folder, "diffusion_pytorch_model")?;
-    for tensor in unet_tensors(&UnetConfig::open(&folder.join("config.json"))?)? {
-        let found = tensor.names.iter().find_map(|name| weights.shape(name));
-        let name = tensor.names[0].as_str();
-        match found {
-            None => {
-                bail!("{}: no tensor `{name}`; the weights are not of this config.json", folder.display())
-            }
-            Some(shape) if !tensor.shapes.iter().any(|wanted| wanted == shape) => bail!(
-                "{}: tensor `{name}` has shape {shape:?}, but config.json asks for {:?}",
-                folder.display(),
-                tensor.shapes[0]
-            ),
-            Some(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// Brings the layers of a unit together, in the order in which the units first occur.

@@ -109,15 +109,18 @@ impl Probe {
         let mut features = Vec::new();
         for lora in &loras {
             let context = || lora.path.display().to_string();
-            let set = LoraSet::from_file(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
+            let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            let tags =
-                lora.tags.iter().map(|tag| Tag::new(&pipeline.tokenizer, tag)).collect::<Result<_, _>>();
+            let tags = lora
+                .tags
+                .iter()
+                .map(|tag| Tag::new(pipeline.text.tokenizer(), tag))
+                .collect::<Result<_, _>>();
             let (tags, name) = (tags.with_context(context)?, lora.name.clone());
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }
-        let states = |prompt: &_| pipeline.states(std::slice::from_ref(prompt), 0);
-        let script = Script::new(&pipeline.tokenizer, features, &lines, states)?;
+        let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);
+        let script = Script::new(pipeline.text.tokenizer(), features, &lines, states)?;
         let latents = self.latents(&gpu, &pipeline, [h, w])?;
         let samples = usize::from(self.samples);
         let draws = Draws::new(&pipeline.schedule, [h, w, channels], self.seed, samples, &latents)?;

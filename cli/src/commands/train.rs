@@ -103,15 +103,10 @@ impl Train {
             };
         }
         let summary = run(&gpu, &config, self.only.as_deref())?;
-        let Summary { features, combined, log, cut_captions, seconds, dtype } = summary;
+        let Summary { features, combined, log, seconds, dtype } = summary;
         if dtype == DType::F32 && config.train.dtype == Precision::F16 {
             let name = &gpu.caps().name;
             note(&format!("GPU adapter {name} has no f16 in shaders; trained in f32"));
-        }
-        if cut_captions > 0 {
-            note(&format!(
-                "{cut_captions} captions are longer than CLIP's 75 tokens; what is over was left out"
-            ));
         }
         let trained = features.iter().filter(|feature| !feature.files.is_empty());
         let steps: u64 = trained.map(|feature| feature.steps).sum();

@@ -6,8 +6,8 @@ use crate::config::UnetConfig;
 fn unet(settings: &str) -> (Vec<LayerInfo>, usize) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), settings).unwrap();
-    let layers = crate::unet_layers(folder.path()).unwrap();
     let config = UnetConfig::open(&folder.path().join("config.json")).unwrap();
+    let layers = crate::layers_of(&config).unwrap();
     let weights = sketch(&config).unwrap().1.iter().map(|w| w.shapes[0].iter().product::<usize>()).sum();
     (layers, weights)
 }

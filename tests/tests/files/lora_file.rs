@@ -5,11 +5,11 @@ use std::path::Path;
 
 use half::f16;
 use strata_engine::DType;
-use strata_model::{LoraDtype, LoraFile, LoraModule, LoraSet, TensorFile, Unet, kohya_name};
+use strata_model::{LoraModule, LoraSet, LoraWeights, Part, TensorFile, kohya_name};
 use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
-use crate::support::{Entry, MODELS, f32s, golden, golden_json, put, refused, safetensors};
+use crate::support::{Entry, MODELS, f32s, golden, golden_json, put, refused, safetensors, unet};
 
 const NAMES: [&str; 4] = ["attn_all", "attn_sel", "attn_sel_zero", "locon_sel"];
 
@@ -24,10 +24,15 @@ fn module(rank: usize) -> LoraModule {
     }
 }
 
-fn file(dtype: LoraDtype, modules: &[(&str, LoraModule)]) -> LoraFile {
-    let modules = modules.iter().map(|(name, module)| ((*name).to_string(), module.clone())).collect();
+/// A layer of the U-Net.
+fn place(path: &str) -> (Part, String) {
+    (Part::Unet, path.to_owned())
+}
+
+fn file(dtype: DType, modules: &[(&str, LoraModule)]) -> LoraWeights {
+    let modules = modules.iter().map(|(path, module)| (place(path), module.clone())).collect();
     let metadata = [("ss_network_dim".to_string(), "2".to_string()), ("note".into(), "ä \"quoted\"".into())];
-    LoraFile { modules, dtype, metadata: metadata.into() }
+    LoraWeights { modules, dtype, metadata: metadata.into() }
 }
 
 #[test]
@@ -35,12 +40,13 @@ fn kohya_files_are_read_as_they_are() {
     for model in MODELS {
         for name in NAMES {
             let path = golden(model, &format!("lora/{name}_kohya.safetensors"));
-            let read = LoraFile::read(&path).unwrap();
+            let read = LoraWeights::read(&path).unwrap();
             let mut raw = TensorFile::open(&path).unwrap();
             assert_eq!(read.modules.len() * 3, raw.tensors().len());
-            assert_eq!(read.dtype, LoraDtype::F32);
+            assert_eq!(read.dtype, DType::F32);
             assert_eq!(read.metadata["ss_network_module"], "networks.lora");
-            for (key, module) in &read.modules {
+            for ((part, path), module) in &read.modules {
+                let key = kohya_name(*part, path);
                 assert_eq!(module.down, raw.read(&format!("{key}.lora_down.weight")).unwrap());
                 assert_eq!(module.up, raw.read(&format!("{key}.lora_up.weight")).unwrap());
                 assert_eq!(vec![module.alpha], raw.read(&format!("{key}.alpha")).unwrap());
@@ -51,7 +57,7 @@ fn kohya_files_are_read_as_they_are() {
             };
             assert_eq!(listed.len(), read.modules.len());
             for (path, rank_and_alpha) in &listed {
-                let module = &read.modules[&kohya_name(path)];
+                let module = read.unet(path).unwrap();
                 assert_eq!(serde_json::json!([module.rank(), module.alpha]), *rank_and_alpha, "{path}");
                 assert_eq!(module.scale(), module.alpha / module.rank() as f32);
             }
@@ -63,21 +69,22 @@ fn kohya_files_are_read_as_they_are() {
 fn what_is_written_reads_back_and_writes_the_same_bytes() {
     let folder = tempdir().unwrap();
     let [first, second] = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
-    let mut written = vec![file(LoraDtype::F32, &[("lora_unet_x", module(2)), ("lora_unet_y", module(3))])];
+    let mut written = vec![file(DType::F32, &[("x", module(2)), ("y", module(3))])];
     for model in MODELS {
         for name in ["attn_sel", "locon_sel"] {
-            written.push(LoraFile::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap());
+            written
+                .push(LoraWeights::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap());
         }
     }
     for mut lora in written {
-        for dtype in [LoraDtype::F32, LoraDtype::F16] {
+        for dtype in [DType::F32, DType::F16] {
             lora.dtype = dtype;
             lora.write(&first).unwrap();
-            let read = LoraFile::read(&first).unwrap();
+            let read = LoraWeights::read(&first).unwrap();
             read.write(&second).unwrap();
             assert!(fs::read(&first).unwrap() == fs::read(&second).unwrap(), "{dtype:?}");
             assert_eq!((read.dtype, &read.metadata), (dtype, &lora.metadata));
-            let round = |v: &f32| if dtype == LoraDtype::F16 { f16::from_f32(*v).to_f32() } else { *v };
+            let round = |v: &f32| if dtype == DType::F16 { f16::from_f32(*v).to_f32() } else { *v };
             for (key, module) in &lora.modules {
                 let found = &read.modules[key];
                 assert_eq!(found.down, module.down.iter().map(round).collect::<Vec<_>>());
@@ -94,16 +101,16 @@ fn a_file_comes_back_from_the_gpu_as_it_was() {
     let (gpu, folder) = (gpu(Setup::Lane), tempdir().unwrap());
     let path = folder.path().join("x.safetensors");
     for model in MODELS {
-        let unet = Unet::open(&gpu, &golden(model, "unet"), DType::F32).unwrap();
+        let unet = unet(&gpu, model, DType::F32);
         for name in NAMES {
-            let file = LoraFile::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap();
+            let file = LoraWeights::read(&golden(model, &format!("lora/{name}_kohya.safetensors"))).unwrap();
             file.write(&path).unwrap();
             let before = fs::read(&path).unwrap();
-            let set = LoraSet::from_file(&gpu, DType::F32, &file, &unet).unwrap();
+            let set = LoraSet::from_weights(&gpu, DType::F32, &file, &unet).unwrap();
             let numbers: usize = set.entries().iter().map(|entry| entry.parameters()).sum();
             let values = |module: &LoraModule| module.down.len() + module.up.len();
             assert_eq!(numbers, file.modules.values().map(values).sum::<usize>());
-            let back = set.to_file(file.dtype, file.metadata.clone()).unwrap();
+            let back = set.to_weights(file.dtype, file.metadata.clone()).unwrap();
             back.write(&path).unwrap();
             assert!(fs::read(&path).unwrap() == before, "{model} {name}");
         }
@@ -114,24 +121,24 @@ fn a_file_comes_back_from_the_gpu_as_it_was() {
 #[test]
 fn modules_that_do_not_fit_are_refused() {
     let gpu = gpu(Setup::Lane);
-    let unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
-    let good = LoraFile::read(&golden("sd15-tiny", "lora/locon_sel_kohya.safetensors")).unwrap();
-    let conv = "lora_unet_down_blocks_1_resnets_0_conv1";
-    let change = |name: &str, change: &dyn Fn(&mut LoraModule)| {
+    let unet = unet(&gpu, "sd15-tiny", DType::F32);
+    let good = LoraWeights::read(&golden("sd15-tiny", "lora/locon_sel_kohya.safetensors")).unwrap();
+    let conv = "down_blocks.1.resnets.0.conv1";
+    let change = |part: Part, path: &str, change: &dyn Fn(&mut LoraModule)| {
         let mut file = good.clone();
-        let mut module = file.modules.remove(conv).unwrap();
+        let mut module = file.modules.remove(&place(conv)).unwrap();
         change(&mut module);
-        file.modules.insert(name.into(), module);
-        LoraSet::from_file(&gpu, DType::F32, &file, &unet).map(|_| ())
+        file.modules.insert((part, path.into()), module);
+        LoraSet::from_weights(&gpu, DType::F32, &file, &unet).map(|_| ())
     };
-    change(conv, &|_| ()).unwrap();
+    change(Part::Unet, conv, &|_| ()).unwrap();
     let flat = |module: &mut LoraModule| {
         module.down_shape.truncate(2);
         module.down.truncate(module.down_shape.iter().product());
     };
-    refused(change(conv, &flat), &[conv, "3, 3]", "another model"]);
-    refused(change("lora_unet_conv3", &|_| ()), &["lora_unet_conv3", "no layer"]);
-    refused(change("lora_te_text_model_x", &|_| ()), &["lora_te_text_model_x", "text encoder"]);
+    refused(change(Part::Unet, conv, &flat), &[conv, "3, 3]", "another model"]);
+    refused(change(Part::Unet, "conv3", &|_| ()), &["conv3", "no layer"]);
+    refused(change(Part::TextEncoder, "text_model.x", &|_| ()), &["text_model.x", "text encoder"]);
 }
 
 #[test]
@@ -145,9 +152,9 @@ fn convolutions_keep_their_kernel() {
         up_shape: vec![4, 2, 1, 1],
         alpha: 2.0,
     };
-    let lora = file(LoraDtype::F16, &[("lora_unet_conv", conv)]);
+    let lora = file(DType::F16, &[("conv", conv)]);
     lora.write(&path).unwrap();
-    assert_eq!(LoraFile::read(&path).unwrap(), lora);
+    assert_eq!(LoraWeights::read(&path).unwrap(), lora);
 }
 
 /// A run that diverged leaves the file of its last good save alone.
@@ -155,41 +162,44 @@ fn convolutions_keep_their_kernel() {
 fn values_that_are_not_finite_are_not_written() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    file(LoraDtype::F16, &[("m", module(2))]).write(&path).unwrap();
+    file(DType::F16, &[("conv_in", module(2))]).write(&path).unwrap();
     let before = fs::read(&path).unwrap();
-    for (bad, dtype) in [(f32::NAN, LoraDtype::F32), (f32::INFINITY, LoraDtype::F16), (1e6, LoraDtype::F16)] {
+    for (bad, dtype) in [(f32::NAN, DType::F32), (f32::INFINITY, DType::F16), (1e6, DType::F16)] {
         let mut broken = module(2);
         broken.up[3] = bad;
         refused(
-            file(dtype, &[("m", broken)]).write(&path),
-            &["x.safetensors", "m.lora_up.weight", "not written"],
+            file(dtype, &[("conv_in", broken)]).write(&path),
+            &["x.safetensors", "lora_unet_conv_in.lora_up.weight", "not written"],
         );
         let mut broken = module(2);
         broken.alpha = bad;
-        refused(file(dtype, &[("m", broken)]).write(&path), &["m.alpha"]);
+        refused(file(dtype, &[("conv_in", broken)]).write(&path), &["lora_unet_conv_in.alpha"]);
     }
     assert!(fs::read(&path).unwrap() == before);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no half-written file stays behind");
     let mut large = module(2);
     large.up[3] = 1e6;
-    file(LoraDtype::F32, &[("m", large)]).write(&path).unwrap();
+    file(DType::F32, &[("conv_in", large)]).write(&path).unwrap();
     let nowhere = folder.path().join("no/such/folder.safetensors");
-    refused(file(LoraDtype::F32, &[("m", module(2))]).write(&nowhere), &["folder.safetensors"]);
+    refused(file(DType::F32, &[("conv_in", module(2))]).write(&nowhere), &["folder.safetensors"]);
 }
 
-fn read(folder: &Path, tensors: &[Entry<'_>]) -> Result<LoraFile, strata_model::Error> {
-    LoraFile::read(&put(folder, "x.safetensors", safetensors(tensors)))
+fn read(folder: &Path, tensors: &[Entry<'_>]) -> Result<LoraWeights, strata_model::Error> {
+    LoraWeights::read(&put(folder, "x.safetensors", safetensors(tensors)))
 }
 
 #[test]
 fn files_that_are_no_kohya_lora_are_refused() {
     let folder = tempdir().unwrap();
     let folder = folder.path();
-    let down =
-        |shape: &'static [usize]| f32s("m.lora_down.weight", shape, &vec![1.0; shape.iter().product()]);
-    let up = |shape: &'static [usize]| f32s("m.lora_up.weight", shape, &vec![1.0; shape.iter().product()]);
+    let down = |shape: &'static [usize]| {
+        f32s("lora_unet_m.lora_down.weight", shape, &vec![1.0; shape.iter().product()])
+    };
+    let up = |shape: &'static [usize]| {
+        f32s("lora_unet_m.lora_up.weight", shape, &vec![1.0; shape.iter().product()])
+    };
     assert_eq!(
-        read(folder, &[down(&[2, 3]), up(&[4, 2])]).unwrap().modules["m"].alpha,
+        read(folder, &[down(&[2, 3]), up(&[4, 2])]).unwrap().unet("m").unwrap().alpha,
         2.0,
         "no alpha means the rank"
     );
@@ -199,9 +209,16 @@ fn files_that_are_no_kohya_lora_are_refused() {
     refused(read(folder, &[down(&[2, 3]), up(&[4, 3])]), &["[2, 3]", "[4, 3]", "rank"]);
     refused(read(folder, &[down(&[2, 3]), up(&[4])]), &["dimensions"]);
     refused(read(folder, &[down(&[2, 3, 3, 3]), up(&[4, 2, 3, 3])]), &["1×1"]);
-    let alpha = |values: &[f32], shape: &'static [usize]| f32s("m.alpha", shape, values);
+    let alpha = |values: &[f32], shape: &'static [usize]| f32s("lora_unet_m.alpha", shape, values);
     refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), alpha(&[f32::NAN], &[])]), &["m.alpha", "finite"]);
     refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), alpha(&[1.0, 2.0], &[2])]), &["m.alpha"]);
+    refused(
+        read(
+            folder,
+            &[f32s("m.lora_down.weight", &[1, 1], &[1.0]), f32s("m.lora_up.weight", &[1, 1], &[1.0])],
+        ),
+        &["module `m`", "lora_unet_"],
+    );
     for (key, kind) in [
         ("m.hada_w1_a", "LoHa"),
         ("m.lokr_w1", "LoKr"),

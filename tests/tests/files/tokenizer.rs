@@ -5,12 +5,12 @@ use std::fs;
 use strata_model::ClipTokenizer;
 use tempfile::tempdir;
 
-use crate::support::{MODELS, copy_folder, golden, golden_json, put, refused};
+use crate::support::{MODELS, copy_folder, golden, golden_json, put, refused, tokenizer};
 
 #[test]
 fn ids_are_those_of_transformers() {
     for model in MODELS {
-        let tokenizer = ClipTokenizer::open(&golden(model, "tokenizer")).unwrap();
+        let tokenizer = tokenizer(model);
         let tokens = golden_json(model, "tokens.json");
         let ids = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
         assert_eq!(

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::Padding;
-use strata_model::{Conv2d, Cx, Gates, Layer, Pipeline, Region, RowGates, Rows, Taps, Unet};
+use strata_model::{Conv2d, Cx, Gates, Layer, Pipeline, Region, RowGates, Rows, Taps};
 use strata_tests::{Setup, gpu};
 
 use super::{ALL, LEFT, SIDE, lora, output, pipeline, tensor};
-use crate::support::golden;
+use crate::support::{predict, unet};
 
 const RIGHT: Region = Region::Box([0.5, 0.0, 1.0, 1.0]);
 
@@ -83,7 +83,7 @@ fn cross_attention(gpu: &Gpu, pipeline: &Pipeline, path: &str, gates: &Gates) ->
     let (tape, name) = (Tape::off(), path.to_string());
     let taps = Taps::new(move |path| path == name);
     let cx = Cx { tape: &tape, gates, taps: Some(&taps) };
-    pipeline.unet.forward(&cx, &sample, &[500.0, 20.0], &context).unwrap();
+    predict(&pipeline.unet, &cx, &sample, &[500.0, 20.0], &context).unwrap();
     taps.get(path).unwrap().to_f32().unwrap()
 }
 
@@ -149,7 +149,7 @@ fn a_region_keeps_cross_attention_to_it() {
 #[test]
 fn a_region_turns_the_time_embedding_off() {
     let gpu = gpu(Setup::Lane);
-    let mut unet = Unet::open(&gpu, &golden("sd15-tiny", "unet"), DType::F32).unwrap();
+    let mut unet = unet(&gpu, "sd15-tiny", DType::F32);
     let set = lora(&gpu, DType::F32, &unet, "time_embedding, *.time_emb_proj", "x");
     assert!(set.entries().len() > 20);
     unet.attach(&set).unwrap();
@@ -160,7 +160,7 @@ fn a_region_turns_the_time_embedding_off() {
     let tape = Tape::off();
     let run = |gates: &Gates| {
         let cx = Cx { gates, ..Cx::new(&tape) };
-        unet.forward(&cx, &sample, &[500.0], &context).unwrap().to_bytes().unwrap()
+        predict(&unet, &cx, &sample, &[500.0], &context).unwrap().to_bytes().unwrap()
     };
     let rows = |region: Option<Region>| {
         let places = region.map(|region| region.places([SIDE, SIDE]).unwrap());

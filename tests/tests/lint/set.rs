@@ -9,12 +9,12 @@ use strata_trainer::lint::{Feature, Report, Text, lint};
 use strata_trainer::{Picture, Resolution};
 use tempfile::TempDir;
 
-use crate::support::golden;
+use crate::support::checkpoint;
 
 /// Width and height of the pictures, and what they are trained at.
 pub const SIDE: u32 = 64;
 
-static TEXT: LazyLock<Text> = LazyLock::new(|| Text::open(&golden("sd15-tiny", "")).unwrap());
+static TEXT: LazyLock<Text> = LazyLock::new(|| Text::open(&checkpoint("sd15-tiny")).unwrap());
 
 /// What is written into a picture's file.
 pub enum Content {

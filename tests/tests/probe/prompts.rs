@@ -99,8 +99,8 @@ fn features_without_a_readable_tag_are_refused() {
     let gpu = gpu(Setup::Lane);
     let pipeline = pipeline(&gpu);
     let new = |features: Vec<ProbeFeature>, line: &str| {
-        let states = |prompt: &_| pipeline.states(std::slice::from_ref(prompt), 0);
-        Script::new(&pipeline.tokenizer, features, &[line.to_owned()], states)
+        let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);
+        Script::new(pipeline.text.tokenizer(), features, &[line.to_owned()], states)
     };
     let hair = || feature(&pipeline, "hair_a", None, 1.0);
     refused(new(vec![hair()], "a photo of{}"), &["feature hair_a", "ofhair_a", "word of its own"]);

@@ -15,11 +15,11 @@ use crate::support::{put, well_formed};
 fn project(folder: &Path) -> [String; 3] {
     let mut hair = lora("attn_sel");
     hair.metadata.insert("strata_tags".into(), r#"["hair_a", "<b>hair"]"#.into());
-    hair.modules.retain(|name, _| !name.contains("down_blocks"));
+    hair.modules.retain(|name, _| !name.1.contains("down_blocks"));
     let [hair_file, coat_file] = ["hair", "coat"].map(|name| folder.join(format!("{name}.safetensors")));
     hair.write(&hair_file).unwrap();
     let mut coat = lora("attn_sel");
-    coat.modules.retain(|name, _| name.contains("mid_block"));
+    coat.modules.retain(|name, _| name.1.contains("mid_block"));
     coat.write(&coat_file).unwrap();
     let prompts = put(folder, "prompts.txt", "\u{feff}# carriers\n{} in the rain\n\n a <i>red</i> chair \n");
     [hair_file, coat_file, prompts].map(|path| path.to_str().unwrap().to_owned())

@@ -14,11 +14,10 @@ mod delta;
 mod states;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use strata_engine::{DType, Gpu, Tensor};
+use strata_engine::{DType, Tensor};
 use strata_kernels::{Rows, project};
-use strata_model::{LoraEntry, LoraSet};
+use strata_model::{LoraEntry, LoraSet, Rows as Reads, TextEncoder};
 
 use crate::{Error, Result};
 
@@ -28,19 +27,18 @@ pub use delta::{Delta, deltas};
 pub(crate) use states::PROMPTS_AT_ONCE;
 pub use states::States;
 
-/// The basis of what prompts without the tag say: BOS and `rank` directions of the last states of the CLIP in the
-/// pipeline folder `model`. `prompts` are a bank ([`default_bank`], [`read_bank`]) and all that else must not wake the
+/// The basis of what prompts without the tag say: BOS and `rank` directions of the last states of the text encoder. `prompts` are a bank ([`default_bank`], [`read_bank`]) and all that else must not wake the
 /// feature: captions without the tag, classes, tags of other features. The empty prompt belongs among them.
 ///
 /// # Errors
-/// There is no prompt, the rank leaves the LoRA nothing, the model cannot be read, or the GPU fails.
-pub fn basis(gpu: &Gpu, model: &Path, prompts: &[String], rank: usize) -> Result<Basis> {
-    Basis::new(&States::collect(gpu, model, prompts)?, rank)
+/// There is no prompt, the rank leaves the LoRA nothing, or the GPU fails.
+pub fn basis(text: &TextEncoder, prompts: &[String], rank: usize) -> Result<Basis> {
+    Basis::new(&States::collect(text, prompts)?, rank)
 }
 
 /// Whether a layer, by diffusers' name, reads the text, so that it can be silenced.
 pub fn reads_text(path: &str) -> bool {
-    path.ends_with("attn2.to_k") || path.ends_with("attn2.to_v")
+    Reads::of(path) == Reads::Text
 }
 
 /// Keeps the LoRAs of attn2.to_k and attn2.to_v silent on a span.

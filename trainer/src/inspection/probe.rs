@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_model::{Cx, GateMode, Gates, LoraSet, Unet};
+use strata_model::{Conditioning, Cx, GateMode, Gates, LoraSet, Unet, UnetInput};
 
 use crate::{Error, Result};
 
@@ -132,7 +132,7 @@ impl Probe {
         unet.detach_all();
         let Some(batch) = self.batches.first() else { return Ok(Vec::new()) };
         for part in parts {
-            let set = LoraSet::from_file(batch.noisy.gpu(), self.dtype, &part.lora, unet)?;
+            let set = LoraSet::from_weights(batch.noisy.gpu(), self.dtype, &part.lora, unet)?;
             unet.attach(&set)?;
         }
         let matrix = |set: usize| -> Result<Matrix> {
@@ -199,10 +199,12 @@ fn batches(gpu: &Gpu, draws: &Draws, size: usize) -> Result<Vec<Batch>> {
 /// What the model predicts for one prompt on a batch of draws.
 fn predict(unet: &Unet, dtype: DType, gates: &Gates, text: &Text, batch: &Batch) -> Result<Vec<f32>> {
     let (gpu, size, [tokens, channels]) = (batch.noisy.gpu(), batch.timesteps.len(), text.shape);
-    let context = Tensor::from_f32(gpu, &text.states.repeat(size), &[size, tokens, channels], dtype)?;
+    let states = text.states.repeat(size);
+    let conditioning = Conditioning::upload(gpu, &states, &[size, tokens, channels], dtype)?;
     let tape = Tape::off();
     let cx = Cx { gates, ..Cx::new(&tape) };
-    let predictions = unet.forward(&cx, &batch.noisy, &batch.timesteps, &context)?.to_f32()?;
+    let input = UnetInput { sample: &batch.noisy, timesteps: &batch.timesteps, conditioning: &conditioning };
+    let predictions = unet.forward(&cx, &input)?.to_f32()?;
     if !predictions.iter().all(|v| v.is_finite()) {
         return Err(Error::Probe(format!(
             "the prompt {:?} gives predictions that are not finite; use f32, or a smaller weight of the LoRA",

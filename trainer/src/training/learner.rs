@@ -2,7 +2,7 @@
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{AdamW, adamw, grad_norm, mse, tape};
-use strata_model::{Cx, Gates, LoraSet, RowGates, Unet};
+use strata_model::{Conditioning, Cx, Gates, LoraSet, RowGates, Unet, UnetInput};
 
 use crate::{LossScale, Result};
 
@@ -179,11 +179,12 @@ impl<'a> Learner<'a> {
 
     fn predict(&self, tape: &Tape, batch: &Batch) -> Result<Tensor> {
         let noisy = Tensor::from_f32(self.gpu, &batch.noisy, &batch.latent_shape, DType::F32)?;
-        let context = Tensor::from_f32(self.gpu, &batch.context, &batch.context_shape, self.dtype)?;
+        let conditioning = Conditioning::upload(self.gpu, &batch.context, &batch.context_shape, self.dtype)?;
         let rows = |samples| RowGates { samples, text: None, places: None };
         let gates = Gates::rows(self.gates(batch).into_iter().map(rows).collect());
         let cx = Cx { tape, gates: &gates, taps: None };
-        Ok(self.unet.forward(&cx, &noisy, &batch.timesteps, &context)?)
+        let input = UnetInput { sample: &noisy, timesteps: &batch.timesteps, conditioning: &conditioning };
+        Ok(self.unet.forward(&cx, &input)?)
     }
 
     /// Moves the LoRA by what [`Learner::backward`] gathered since the last update, unless it is not finite, and

@@ -1,11 +1,11 @@
 //! How much GPU memory a run takes, measured on made-up data.
 
 use serde::Serialize;
-use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_model::{Clip, Cx, LoraSet, Unet, Vae};
+use strata_engine::{DType, Gpu};
+use strata_model::{Checkpoint, LoraSet, Reading, TextEncoder, Unet};
 
 use crate::config::{FeatureConfig, Order};
-use crate::data::cache::encode_picture;
+use crate::data::latents::encode_picture;
 use crate::features::silence::PROMPTS_AT_ONCE;
 use crate::training::learner::{Batch, Learner, UpdateArgs};
 use crate::training::plan::Plan;
@@ -38,17 +38,18 @@ pub struct Memory {
 /// # Errors
 /// As [`run`](crate::run).
 pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory> {
-    let (_, mut plans) = begin(config, only)?;
+    let (checkpoint, _, mut plans) = begin(config, only)?;
     if !plans.iter().any(|plan| plan.due) {
         plans.iter_mut().for_each(|plan| plan.due = true);
     }
-    let measure = Measure { gpu, config, dtype: storage_dtype(gpu, config.train.dtype) };
+    let measure =
+        Measure { gpu, config, checkpoint: &checkpoint, dtype: storage_dtype(gpu, config.train.dtype) };
     let before = gpu.stats().live_bytes;
     gpu.reset_peak();
     let sizes = measure.prepare(&plans)?;
     let preparation = gpu.stats().peak_bytes - before;
 
-    let mut unet = Unet::open(gpu, &config.model.join("unet"), measure.dtype)?;
+    let mut unet = checkpoint.unet(gpu, measure.dtype)?;
     unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
     let mut weights = gpu.stats().live_bytes - before;
     let mut most = Memory {
@@ -78,6 +79,7 @@ pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory>
 struct Measure<'a> {
     gpu: &'a Gpu,
     config: &'a Config,
+    checkpoint: &'a Checkpoint,
     dtype: DType,
 }
 
@@ -92,7 +94,8 @@ struct Sizes {
 impl Measure<'_> {
     /// VAE and CLIP, as a run has them.
     fn prepare(&self, plans: &[Plan]) -> Result<Sizes> {
-        let vae = Vae::open(self.gpu, &self.config.model.join("vae"), DType::F32)?;
+        let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
+        let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
         let latent = |plan: &Plan| {
             let resolution = plan.feature.dataset.resolution;
             let [height, width] = [resolution.height, resolution.width].map(|side| side as usize);
@@ -109,22 +112,12 @@ impl Measure<'_> {
         let latents = plans.iter().map(latent).collect::<Result<_>>()?;
         // silence and probes read texts while the VAE is still there
         if plans.iter().any(|plan| plan.due && plan.feature.silence.is_some()) {
-            self.read(PROMPTS_AT_ONCE)?;
+            read(&text, PROMPTS_AT_ONCE)?;
         } else if self.config.train.probe_every > 0 {
-            self.read(1)?;
+            read(&text, 1)?;
         }
         drop(vae);
-        Ok(Sizes { latents, text: self.read(1)? })
-    }
-
-    /// So many texts at once.
-    fn read(&self, texts: usize) -> Result<[usize; 2]> {
-        let clip = Clip::open(self.gpu, &self.config.model.join("text_encoder"), DType::F32)?;
-        let tokens = clip.config().max_position_embeddings;
-        let ids = Tensor::from_u32(self.gpu, &vec![0; texts * tokens], &[texts, tokens])?;
-        let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?;
-        hidden.to_f32()?;
-        Ok([tokens, hidden.last()])
+        Ok(Sizes { latents, text: read(&text, 1)? })
     }
 
     /// What a step of feature number `i` has beside the U-Net: its LoRAs, and all at most.
@@ -197,4 +190,11 @@ impl Measure<'_> {
             gates: (0..sets).map(|i| vec![gate(i); samples]).collect(),
         }
     }
+}
+
+/// So many texts at once: tokens and channels of the states.
+fn read(text: &TextEncoder, texts: usize) -> Result<[usize; 2]> {
+    let states = text.encode(&text.read(&vec![""; texts], Reading::Literal, &[])?, 0)?.states;
+    states.to_f32()?;
+    Ok([states.rows() / texts, states.last()])
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use strata_model::{ClipTokenizer, LoraFile, Match, Rule, Selection};
+use strata_model::{Checkpoint, LoraWeights, Match, Rule, Selection};
 
 use crate::config::{FeatureConfig, Order};
 use crate::features::preserve::Preservation;
@@ -27,7 +27,7 @@ pub(crate) struct Plan {
 }
 
 /// Reads what each feature is made of, and says which features are to be trained.
-pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
+pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>) -> Result<Vec<Plan>> {
     let features = config.features();
     if let Some(only) = only.filter(|only| !features.iter().any(|f| f.name == *only)) {
         let names: Vec<&str> = features.iter().map(|f| f.name.as_str()).collect();
@@ -35,13 +35,13 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
         let message = format!("no feature {only:?}; the config has {has}");
         return Err(Error::Config { file: None, line: None, message });
     }
-    let tokenizer = Arc::new(ClipTokenizer::open(&config.model.join("tokenizer"))?);
+    let tokenizer = Arc::new(checkpoint.tokenizer()?);
     let mut plans: Vec<Plan> = Vec::new();
     for feature in &features {
         let dataset = Dataset::open(&feature.dataset)?;
         let tags = Tags::new(&tokenizer, &feature.tags)?;
         check_tags(feature, &tags, &dataset)?;
-        let matches = select(&config.model, feature)?;
+        let matches = select(checkpoint, feature)?;
         let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
         let others: Vec<&FeatureConfig> = features.iter().filter(|f| f.name != feature.name).collect();
         let seed = noise::feature_seed(config.seed, &feature.name);
@@ -74,7 +74,7 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
 /// Whether a file is what a run with this fingerprint has written at its end.
 pub(crate) fn is_done(file: &Path, fingerprint: &str) -> bool {
     file.is_file()
-        && LoraFile::read(file)
+        && LoraWeights::read(file)
             .is_ok_and(|f| f.metadata.get("strata_run").is_some_and(|run| run == fingerprint))
 }
 
@@ -95,7 +95,7 @@ fn check_tags(feature: &FeatureConfig, tags: &Tags, dataset: &Dataset) -> Result
 }
 
 /// The layers that the rules of a feature select.
-fn select(model: &Path, feature: &FeatureConfig) -> Result<Vec<Match>> {
+fn select(checkpoint: &Checkpoint, feature: &FeatureConfig) -> Result<Vec<Match>> {
     let rule = |r: &crate::LoraRule| Rule {
         select: r.select.clone(),
         rank: r.rank as usize,
@@ -103,8 +103,7 @@ fn select(model: &Path, feature: &FeatureConfig) -> Result<Vec<Match>> {
         lr: r.lr.map(|lr| lr as f32),
     };
     let rules: Vec<Rule> = feature.lora.iter().map(rule).collect();
-    let layers = strata_model::unet_layers(&model.join("unet"))?;
-    Ok(Selection::new(&rules)?.resolve(&layers)?)
+    Ok(Selection::new(&rules)?.resolve(&checkpoint.layers()?)?)
 }
 
 /// What a feature must be deaf to: a bank, its captions without their tags and with the class, and all other tags.

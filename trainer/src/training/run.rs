@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu};
-use strata_model::{LoraFile, LoraSet, Match, ModelIndex, NoiseSchedule, SchedulerConfig, Unet, Vae};
+use strata_model::{Checkpoint, LoraSet, LoraWeights, Match, NoiseSchedule, Unet};
 
 use crate::config::Order;
-use crate::data::cache::{Latents, Texts};
+use crate::data::latents::Latents;
+use crate::data::texts::Texts;
 use crate::features::preserve::texts;
 use crate::features::silence::{Basis, Silence, basis};
 use crate::inspection::probe::Script;
@@ -34,8 +35,6 @@ pub struct Summary {
     pub combined: Option<PathBuf>,
     /// The log of the steps.
     pub log: PathBuf,
-    /// Captions and prompts that are longer than CLIP can read; what is over was left out.
-    pub cut_captions: usize,
     /// Seconds of all steps together.
     pub seconds: f64,
     /// Number format of weights and activations.
@@ -74,8 +73,7 @@ pub struct Outcome {
 /// # Errors
 /// What the config asks for is impossible, a file cannot be read or written, the training diverges, or the GPU fails.
 pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
-    let model = &config.model;
-    let (schedule, plans) = begin(config, only)?;
+    let (checkpoint, schedule, plans) = begin(config, only)?;
     for plan in &plans {
         make_folder_of(plan.feature.file())?;
     }
@@ -86,19 +84,17 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         features: plans.iter().map(|plan| Outcome::before(config, plan)).collect(),
         combined: None,
         log: config.log_path(),
-        cut_captions: 0,
         seconds: 0.0,
         dtype,
     };
     if !due.is_empty() {
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
         let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
-        let run = Run::prepare(gpu, config, &schedule, &plans, dtype)?;
+        let run = Run::prepare(gpu, config, &checkpoint, &schedule, &plans, dtype)?;
         let reading = waiting("reading the U-Net");
-        let mut unet = Unet::open(gpu, &model.join("unet"), dtype)?;
+        let mut unet = checkpoint.unet(gpu, dtype)?;
         drop(reading);
         unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
-        summary.cut_captions = run.texts.cut();
         let started = Instant::now();
         match config.order {
             Order::Staged => run.staged(&plans, &mut unet, &mut log, &mut summary.features)?,
@@ -111,13 +107,13 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
 }
 
 /// Everything that can be wrong without the GPU comes first: the model's noise, and what is to be done.
-pub(crate) fn begin(config: &Config, only: Option<&str>) -> Result<(NoiseSchedule, Vec<Plan>)> {
+pub(crate) fn begin(config: &Config, only: Option<&str>) -> Result<(Checkpoint, NoiseSchedule, Vec<Plan>)> {
     config.validate()?;
-    ModelIndex::open(&config.model)?;
-    let schedule = config.model.join("scheduler").join("scheduler_config.json");
-    let schedule = NoiseSchedule::new(&SchedulerConfig::open(&schedule)?)?;
+    let checkpoint = Checkpoint::open(&config.model)?;
+    let schedule = checkpoint.schedule()?;
     check_timesteps(config, &schedule)?;
-    Ok((schedule, plan(config, only)?))
+    let plans = plan(config, &checkpoint, only)?;
+    Ok((checkpoint, schedule, plans))
 }
 
 /// What is in GPU and host memory during a run.
@@ -138,15 +134,17 @@ impl<'a> Run<'a> {
     fn prepare(
         gpu: &'a Gpu,
         config: &'a Config,
+        checkpoint: &Checkpoint,
         schedule: &'a NoiseSchedule,
         plans: &[Plan],
         dtype: DType,
     ) -> Result<Self> {
-        let model = &config.model;
         let mut wanted = BTreeSet::new();
         let (mut latents, mut bases, mut scripts) = (Vec::new(), Vec::new(), Vec::new());
-        let reading = waiting("reading the VAE");
-        let vae = Vae::open(gpu, &model.join("vae"), DType::F32)?;
+        let reading = waiting("reading text encoder and VAE");
+        // in f32 whatever the run's number format is: they run once, and some VAEs overflow f16
+        let text = checkpoint.text_encoder(gpu, DType::F32)?;
+        let vae = checkpoint.vae(gpu, DType::F32)?;
         drop(reading);
         for (i, plan) in plans.iter().enumerate() {
             let (mut own, mut span) = (None, None);
@@ -155,7 +153,7 @@ impl<'a> Run<'a> {
                 wanted.extend(texts(captions, &plan.preservation));
                 own = Some(Latents::encode(gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?);
                 if let Some(silence) = &plan.feature.silence {
-                    span = Some(basis(gpu, model, &plan.silent, silence.rank)?);
+                    span = Some(basis(&text, &plan.silent, silence.rank)?);
                 }
             }
             latents.push(own);
@@ -167,10 +165,10 @@ impl<'a> Run<'a> {
                 Order::Staged => vec![plan],
                 Order::Joint => plans.iter().filter(|p| p.due).collect(),
             };
-            scripts.push(probed.then(|| script(gpu, config, &attached)).transpose()?);
+            scripts.push(probed.then(|| script(&text, &attached)).transpose()?);
         }
         drop(vae);
-        let texts = Texts::encode(gpu, model, &wanted)?;
+        let texts = Texts::encode(&text, &wanted)?;
         Ok(Self { gpu, config, schedule, dtype, texts, latents, bases, scripts })
     }
 
@@ -261,7 +259,10 @@ impl<'a> Run<'a> {
 
     fn lesson<'b>(&'b self, i: usize, plan: &'b Plan, company: Vec<Option<&'b Tags>>) -> Result<Lesson<'b>> {
         let missing = || Error::Dataset(format!("the pictures of {} were not read", plan.feature.name));
+        let captions = plan.dataset.pictures().iter().map(|p| p.caption.as_str());
+        let own = texts(captions, &plan.preservation);
         Ok(Lesson {
+            chunks: self.texts.chunks(own.iter().map(String::as_str))?,
             config: self.config,
             feature: &plan.feature,
             seed: noise::feature_seed(self.config.seed, &plan.feature.name),
@@ -321,7 +322,7 @@ impl<'a> Run<'a> {
                 file.display()
             )));
         }
-        Ok(LoraSet::from_file(self.gpu, self.dtype, &LoraFile::read(file)?, unet)?)
+        Ok(LoraSet::from_weights(self.gpu, self.dtype, &LoraWeights::read(file)?, unet)?)
     }
 
     fn silence(&self, i: usize, plan: &Plan, lora: &LoraSet, earlier: &[LoraSet]) -> Result<Option<Silence>> {

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use strata_model::{LoraDtype, LoraFile, LoraSet, NoiseSchedule, Unet};
+use strata_engine::DType;
+use strata_model::{LoraSet, LoraWeights, NoiseSchedule, Unet};
 
 use crate::training::metadata::metadata;
 use crate::training::plan::{Plan, is_done};
@@ -42,7 +43,7 @@ pub(crate) fn save(
     if between.is_none() && !feature.name.is_empty() {
         strings.insert("strata_run".into(), plan.fingerprint.clone());
     }
-    lora.to_file(lora_dtype(config.save_dtype), strings)?.write(&path)?;
+    lora.to_weights(lora_dtype(config.save_dtype), strings)?.write(&path)?;
     Ok(path)
 }
 
@@ -51,15 +52,15 @@ pub(crate) fn combine(config: &Config, plans: &[Plan]) -> Result<Option<PathBuf>
     if plans.len() < 2 || !plans.iter().all(|plan| is_done(plan.feature.file(), &plan.fingerprint)) {
         return Ok(None);
     }
-    let files = plans.iter().map(|p| LoraFile::read(p.feature.file())).collect::<Result<Vec<_>, _>>()?;
-    LoraFile::combine(&files)?.write(&config.output)?;
+    let files = plans.iter().map(|p| LoraWeights::read(p.feature.file())).collect::<Result<Vec<_>, _>>()?;
+    LoraWeights::combine(&files)?.write(&config.output)?;
     Ok(Some(config.output.clone()))
 }
 
-fn lora_dtype(precision: Precision) -> LoraDtype {
+fn lora_dtype(precision: Precision) -> DType {
     match precision {
-        Precision::F32 => LoraDtype::F32,
-        Precision::F16 => LoraDtype::F16,
+        Precision::F32 => DType::F32,
+        Precision::F16 => DType::F16,
     }
 }
 

@@ -11,7 +11,8 @@ use strata_engine::Tensor;
 use strata_model::{NoiseSchedule, PredictionType};
 
 use crate::config::FeatureConfig;
-use crate::data::cache::{Latents, Texts};
+use crate::data::latents::Latents;
+use crate::data::texts::Texts;
 use crate::features::preserve::Preservation;
 use crate::features::silence::Silence;
 use crate::noise::{self, Stream};
@@ -36,6 +37,8 @@ pub struct Lesson<'a> {
     pub preservation: Preservation,
     /// The model's noise.
     pub schedule: &'a NoiseSchedule,
+    /// Chunks that every text is brought to.
+    pub chunks: usize,
     /// For each LoRA set attached to the U-Net, the tags that switch it on: it is frozen. None for those that are off,
     /// and for the feature's own, which is always on.
     pub company: Vec<Option<&'a Tags>>,
@@ -149,7 +152,7 @@ impl Lesson<'_> {
             let count = preserve.samples(samples.len());
             self.preserve(step, samples, own, count, preserve.weight as f32, &mut batch)?;
         }
-        let [tokens, text_channels] = self.texts.shape();
+        let [tokens, text_channels] = self.texts.shape_of(self.chunks);
         batch.latent_shape = [batch.timesteps.len(), h, w, channels];
         batch.context_shape = [batch.timesteps.len(), tokens, text_channels];
         Ok(batch)
@@ -187,7 +190,7 @@ impl Lesson<'_> {
 
     /// Adds the text of a sample, and the gates that it sets.
     fn say(&self, text: &str, own: usize, batch: &mut Batch) -> Result<()> {
-        batch.context.extend(self.texts.get(text)?);
+        batch.context.extend_from_slice(&self.texts.get(text, self.chunks)?);
         for (i, (gates, tags)) in batch.gates.iter_mut().zip(&self.company).enumerate() {
             let called = match tags {
                 Some(tags) => tags.are_in(text)?,

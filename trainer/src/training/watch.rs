@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 use strata_engine::{DType, Gpu};
-use strata_model::{Clip, ClipTokenizer, GateMode, NoiseSchedule, Prompt, Tag, Unet};
+use strata_model::{GateMode, NoiseSchedule, Prompt, Tag, TextEncoder, Unet};
 
-use crate::data::cache::Latents;
+use crate::data::latents::Latents;
 use crate::inspection::probe::{Draws, Probe, ProbeFeature, Script};
 use crate::training::plan::Plan;
 use crate::{Config, Result};
@@ -28,17 +28,16 @@ pub struct ProbeRecord {
 }
 
 /// Prompts in text states, before the U-Net is there.
-pub(crate) fn script(gpu: &Gpu, config: &Config, plans: &[&Plan]) -> Result<Script> {
-    let tokenizer = ClipTokenizer::open(&config.model.join("tokenizer"))?;
-    let clip = Clip::open(gpu, &config.model.join("text_encoder"), DType::F32)?;
+pub(crate) fn script(text: &TextEncoder, plans: &[&Plan]) -> Result<Script> {
+    let tokenizer = text.tokenizer();
     let feature = |plan: &&Plan| -> Result<ProbeFeature> {
-        let tags = plan.feature.tags.iter().map(|tag| Tag::new(&tokenizer, tag)).collect::<Result<_, _>>()?;
+        let tags = plan.feature.tags.iter().map(|tag| Tag::new(tokenizer, tag)).collect::<Result<_, _>>()?;
         let class = Some(plan.feature.class.clone()).filter(|class| !class.is_empty());
         Ok(ProbeFeature { name: plan.feature.name.clone(), tags, class, weight: 1.0 })
     };
     let features = plans.iter().map(feature).collect::<Result<_>>()?;
-    let states = |prompt: &Prompt| clip.states(tokenizer.max_length(), std::slice::from_ref(prompt), 0);
-    Script::new(&tokenizer, features, &[], states)
+    let states = |prompt: &Prompt| Ok(text.encode(std::slice::from_ref(prompt), 0)?.states);
+    Script::new(tokenizer, features, &[], states)
 }
 
 /// Looks at a feature every `probe_every` steps.

@@ -7,7 +7,7 @@ use image::{RgbImage, imageops};
 use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
-use strata_model::{Feature, GateMode, LoraFile, LoraSet, Pipeline, Sampling, Tag, Together, png};
+use strata_model::{Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Tag, Together, png};
 use strata_trainer::{Alignment, Sheet};
 
 use super::files::{FEATURES, PLAIN, put};
@@ -95,7 +95,7 @@ impl Album {
         let mut pipeline = open(gpu, &folder.join("model"), DType::F32)?;
         for (config, feature) in [FEATURES, PLAIN].into_iter().flat_map(|c| Unseen::ALL.map(|f| (c, f))) {
             let path = lora(folder, config, feature);
-            let set = LoraSet::from_file(gpu, DType::F32, &LoraFile::read(&path)?, &pipeline.unet)?;
+            let set = LoraSet::from_weights(gpu, DType::F32, &LoraWeights::read(&path)?, &pipeline.unet)?;
             pipeline.unet.attach(&set).with_context(|| path.display().to_string())?;
         }
         let plan: Vec<(Way, Tags, usize)> = Way::ALL
@@ -184,7 +184,7 @@ fn features(pipeline: &Pipeline, way: Way) -> Result<Vec<Feature>> {
     for (set, feature) in [Way::Gated, Way::Plain].into_iter().flat_map(|set| Unseen::ALL.map(|f| (set, f))) {
         let gated = set == Way::Gated;
         features.push(Feature {
-            tags: if gated { vec![Tag::new(&pipeline.tokenizer, feature.tag())?] } else { vec![] },
+            tags: if gated { vec![Tag::new(pipeline.text.tokenizer(), feature.tag())?] } else { vec![] },
             mode: if gated { GateMode::Prompt } else { GateMode::Always },
             weight: if set == way { 1.0 } else { 0.0 },
             region: None,

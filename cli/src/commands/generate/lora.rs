@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraFile, LoraSet, Prompt, Region, Rows, Tag, tags_of};
+use strata_model::{
+    ClipTokenizer, Feature, GateMode, LoraSet, LoraWeights, Prompt, Region, Rows, Tag, tags_of,
+};
 
 /// The argument, read.
 pub struct LoraArg {
     pub path: PathBuf,
-    pub file: LoraFile,
+    pub file: LoraWeights,
     weight: f32,
     options: Options,
 }
@@ -44,7 +46,7 @@ impl LoraArg {
         for option in options {
             read.add(option).with_context(|| format!("--lora {arg}"))?;
         }
-        let (path, file) = (PathBuf::from(path), LoraFile::read(Path::new(path))?);
+        let (path, file) = (PathBuf::from(path), LoraWeights::read(Path::new(path))?);
         if read.tags.is_empty() {
             read.tags = tags_of(&file.metadata).with_context(|| path.display().to_string())?;
         }

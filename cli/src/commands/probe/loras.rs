@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, FromArgMatches};
-use strata_model::{LoraFile, tags_of};
+use strata_model::{LoraWeights, tags_of};
 
 use crate::commands::generate::lora::split_weight;
 
@@ -25,7 +25,7 @@ pub struct Lora {
     /// Another one for each.
     pub name: String,
     pub path: PathBuf,
-    pub file: LoraFile,
+    pub file: LoraWeights,
     pub weight: f32,
     pub tags: Vec<String>,
     pub class: Option<String>,
@@ -45,7 +45,7 @@ impl Given {
         let given = &self.lora;
         let (path, weight) = if Path::new(given).exists() { (&given[..], 1.0) } else { split_weight(given) };
         ensure!(weight.is_finite(), "--lora {given}: the weight must be a number, such as 0.8");
-        let file = LoraFile::read(Path::new(path))?;
+        let file = LoraWeights::read(Path::new(path))?;
         let mut tags = self.tags.clone();
         if tags.is_empty() {
             tags = tags_of(&file.metadata).with_context(|| path.to_owned())?;

@@ -1,9 +1,7 @@
 //! How much of what cross-attention reads comes from a LoRA.
 
-use std::path::Path;
-
 use nalgebra::{DMatrix, DMatrixView};
-use strata_model::{LoraEntry, LoraSet, Weights};
+use strata_model::{Checkpoint, LoraEntry, LoraSet};
 
 use super::{States, reads_text};
 use crate::Result;
@@ -18,13 +16,13 @@ pub struct Delta {
 }
 
 /// ‖ΔK‖ / ‖K‖ and ‖ΔV‖ / ‖V‖ of every layer of a LoRA that reads the text, over the states of prompts, in f64 on the
-/// host. `lora` is taken as the layers read it: in f16 where it has an f16 copy. `model` is the pipeline folder. Ratios
+/// host. `lora` is taken as the layers read it: in f16 where it has an f16 copy. Ratios
 /// below 1e-7 are rounding.
 ///
 /// # Errors
 /// The U-Net's weights cannot be read, lack a layer or have other shapes; or the GPU's.
-pub fn deltas(model: &Path, lora: &LoraSet, states: &States) -> Result<Vec<Delta>> {
-    let mut weights = Weights::open(&model.join("unet"), "diffusion_pytorch_model")?;
+pub fn deltas(checkpoint: &Checkpoint, lora: &LoraSet, states: &States) -> Result<Vec<Delta>> {
+    let mut weights = checkpoint.unet_weights()?;
     let values = lora.shadow().unwrap_or(lora.params()).to_f32()?;
     let second = states.all();
     let delta = |entry: &LoraEntry| {

@@ -1,14 +1,12 @@
 //! Text states of many prompts, summed up as they come.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use nalgebra::{DMatrix, DVector};
-use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_model::{Clip, ClipTokenizer, Cx};
 
 use crate::{Error, Result};
 use strata_model::progress::bar;
+use strata_model::{Prompt, Reading, TextEncoder};
 
 /// Prompts that go through CLIP at once.
 pub(crate) const PROMPTS_AT_ONCE: usize = 8;
@@ -17,8 +15,9 @@ pub(crate) const PROMPTS_AT_ONCE: usize = 8;
 /// those that cross-attention sees: all positions, padding among them.
 #[derive(Debug, Clone)]
 pub struct States {
+    /// How many chunks of prompts there are.
     pub(super) prompts: usize,
-    /// States per prompt beside BOS.
+    /// States per chunk beside BOS.
     pub(super) others: usize,
     /// [C].
     pub(super) bos: DVector<f64>,
@@ -27,47 +26,46 @@ pub struct States {
 }
 
 impl States {
-    /// Runs the CLIP of the pipeline folder `model`, in f32, over prompts. Equal ones count once. Shows progress on
-    /// stderr where that is a terminal.
+    /// Runs the text encoder over prompts. Equal ones count once, brackets are no weights, and of prompts in several chunks
+    /// each chunk counts. Shows progress on stderr where that is a terminal.
     ///
     /// # Errors
-    /// There is no prompt, the model cannot be read, or the GPU fails.
-    pub fn collect(gpu: &Gpu, model: &Path, prompts: &[String]) -> Result<Self> {
+    /// There is no prompt, or the GPU fails.
+    pub fn collect(text: &TextEncoder, prompts: &[String]) -> Result<Self> {
         let mut seen = BTreeSet::new();
-        let prompts: Vec<&String> = prompts.iter().filter(|prompt| seen.insert(*prompt)).collect();
+        let prompts = prompts.iter().filter(|prompt| seen.insert(*prompt));
+        let read = |prompt: &String| Prompt::read(text.tokenizer(), prompt, Reading::Literal, &[]);
+        let prompts = prompts.map(read).collect::<Result<Vec<_>, _>>()?;
         if prompts.is_empty() {
             return Err(Error::Silence("no prompts to be silent on; give a bank of them".into()));
         }
         let progress = bar(prompts.len() as u64, "prompts");
-        let tokenizer = ClipTokenizer::open(&model.join("tokenizer"))?;
-        let clip = Clip::open(gpu, &model.join("text_encoder"), DType::F32)?;
-        let (tokens, channels) = (tokenizer.max_length(), clip.config().hidden_size);
+        let (tokens, channels) = (text.tokenizer().max_length(), text.clip().config().hidden_size);
         let mut states = Self {
-            prompts: prompts.len(),
+            prompts: prompts.iter().map(Prompt::chunks).sum(),
             others: tokens - 1,
             bos: DVector::zeros(channels),
             second: DMatrix::zeros(channels, channels),
         };
-        for batch in prompts.chunks(PROMPTS_AT_ONCE) {
-            let ids = batch.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<Vec<_>, _>>()?;
-            let ids = Tensor::from_u32(gpu, &ids.concat(), &[batch.len(), tokens])?;
-            let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?.to_f32()?;
-            for text in hidden.chunks_exact(tokens * channels) {
-                states.add(text);
+        for alike in prompts.chunk_by(|a, b| a.chunks() == b.chunks()) {
+            for batch in alike.chunks(PROMPTS_AT_ONCE) {
+                let hidden = text.encode(batch, 0)?.states.to_f32()?;
+                for chunk in hidden.chunks_exact(tokens * channels) {
+                    states.add(chunk);
+                }
+                progress.inc(batch.len() as u64);
             }
-            progress.inc(batch.len() as u64);
         }
         progress.finish_and_clear();
         if !states.second.iter().chain(&states.bos).all(|v| v.is_finite()) {
-            return Err(Error::Silence(format!(
-                "the text encoder of {} gives states that are not finite; its weights are damaged",
-                model.display()
-            )));
+            return Err(Error::Silence(
+                "the text encoder gives states that are not finite; its weights are damaged".into(),
+            ));
         }
         Ok(states)
     }
 
-    /// Adds the states of one prompt, [tokens, C].
+    /// Adds the states of one chunk, [tokens, C].
     fn add(&mut self, text: &[f32]) {
         let channels = self.bos.len();
         let (bos, others) = text.split_at(channels);

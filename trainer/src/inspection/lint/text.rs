@@ -1,9 +1,8 @@
 //! Captions and tags as the text encoder reads them.
 
 use std::ops::Range;
-use std::path::Path;
 
-use strata_model::{ClipConfig, ClipTokenizer, Weights, find_ids};
+use strata_model::{Checkpoint, ClipTokenizer, find_ids};
 
 use super::Nearest;
 use crate::Result;
@@ -38,18 +37,13 @@ pub(super) struct Word {
 }
 
 impl Text {
-    /// Reads what is needed of a Stable Diffusion model in diffusers' layout. No GPU takes part.
+    /// Reads what is needed of a model. No GPU takes part.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) where tokenizer or text encoder are missing, damaged or of another kind.
-    pub fn open(model: &Path) -> Result<Self> {
-        let folder = model.join("text_encoder");
-        let config = ClipConfig::open(&folder.join("config.json"))?;
-        let mut weights = Weights::open(&folder, "model")?;
-        weights.strip_prefix("text_model.")?;
-        let width = config.hidden_size;
-        let table = weights.take("embeddings.token_embedding.weight", &[config.vocab_size, width])?;
-        Ok(Self { tokenizer: ClipTokenizer::open(&model.join("tokenizer"))?, table, width })
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
+        let (table, width) = checkpoint.token_vectors()?;
+        Ok(Self { tokenizer: checkpoint.tokenizer()?, table, width })
     }
 
     /// How many tokens of a caption the text encoder reads: 75.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use strata_model::{LayerInfo, LoraFile, kohya_name};
+use strata_model::{LayerInfo, LoraWeights, Part as ModelPart};
 
 use super::{Block, Matrix};
 
@@ -12,22 +12,21 @@ pub struct Part {
     /// `down_blocks.1`, `mid_block`, …; for layers in no block, the first part of their name, such as `time_embedding`.
     pub block: String,
     /// The modules in it.
-    pub lora: LoraFile,
+    pub lora: LoraWeights,
 }
 
-/// Cuts the LoRA of a file into those of the blocks that a U-Net with such layers has, in the order of the data.
-pub fn parts(lora: &LoraFile, layers: &[LayerInfo]) -> Vec<Part> {
+/// Cuts a LoRA into those of the blocks that a U-Net with such layers has, in the order of the data.
+pub fn parts(lora: &LoraWeights, layers: &[LayerInfo]) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
     for layer in layers {
-        let name = kohya_name(&layer.path);
-        let Some(module) = lora.modules.get(&name) else { continue };
+        let Some(module) = lora.unet(&layer.path) else { continue };
         let block = block_of(&layer.path);
         let at = parts.iter().position(|part| part.block == block).unwrap_or_else(|| {
-            let lora = LoraFile { modules: BTreeMap::new(), dtype: lora.dtype, metadata: BTreeMap::new() };
+            let lora = LoraWeights { modules: BTreeMap::new(), dtype: lora.dtype, metadata: BTreeMap::new() };
             parts.push(Part { block: block.to_owned(), lora });
             parts.len() - 1
         });
-        parts[at].lora.modules.insert(name, module.clone());
+        parts[at].lora.modules.insert((ModelPart::Unet, layer.path.clone()), module.clone());
     }
     parts
 }

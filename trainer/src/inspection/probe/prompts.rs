@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use strata_engine::Tensor;
-use strata_model::{ClipTokenizer, Prompt, Tag, find_in, swap};
+use strata_model::{ClipTokenizer, Prompt, Reading, Tag, find_in, swap};
 
 use crate::{Error, Result};
 
@@ -206,7 +206,7 @@ impl Reader<'_> {
         if let Some(place) = self.known.get(&text) {
             return Ok(*place);
         }
-        let prompt = Prompt::read(self.tokenizer, &text, self.tags)?;
+        let prompt = Prompt::read(self.tokenizer, &text, Reading::Weighted, self.tags)?;
         self.known.insert(text.clone(), self.prompts.len());
         self.prompts.push((text, prompt));
         Ok(self.prompts.len() - 1)

@@ -1,15 +1,11 @@
-//! What the frozen VAE and CLIP say about pictures and captions, computed once before the U-Net is loaded.
+//! What the frozen VAE says about pictures, computed once before the U-Net is loaded.
 //!
 //! Latents are kept as the mean and standard deviation that the VAE gives, not as one sample of them, so that every
 //! step draws its own. All numbers lie in host memory, in f32, latents as h × w × channels: 0.3 MB for a picture of
-//! 512 × 512 and its caption. VAE and CLIP run in f32 whatever the run's number format is: they run once, and some
-//! VAEs overflow f16.
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+//! 512 × 512 and its caption. The VAE runs in f32 whatever the run's number format is: it runs once, and some overflow f16.
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_model::{Clip, ClipTokenizer, Cx, Vae};
+use strata_model::{Cx, Vae};
 
 use crate::data::dataset::{Dataset, mirror};
 use crate::{Error, Result};
@@ -88,58 +84,6 @@ impl Latents {
     pub fn sample(&self, picture: usize, flip: bool, normal: &[f32]) -> Vec<f32> {
         let mirrored = self.mirrored.get(picture).filter(|_| flip);
         mirrored.unwrap_or(&self.latents[picture]).sample(normal, self.scaling)
-    }
-}
-
-/// What CLIP says about texts: its last hidden states.
-#[derive(Debug, Clone, Default)]
-pub struct Texts {
-    states: BTreeMap<String, Vec<f32>>,
-    shape: [usize; 2],
-    cut: usize,
-}
-
-impl Texts {
-    /// Runs the CLIP of the pipeline folder `model` over texts; equal ones count once.
-    ///
-    /// # Errors
-    /// The model cannot be read, or the GPU fails.
-    pub fn encode(gpu: &Gpu, model: &Path, texts: &BTreeSet<String>) -> Result<Self> {
-        let progress = bar(texts.len() as u64, "captions");
-        let tokenizer = ClipTokenizer::open(&model.join("tokenizer"))?;
-        let clip = Clip::open(gpu, &model.join("text_encoder"), DType::F32)?;
-        let mut encoded = Self::default();
-        for text in texts {
-            // two more for BOS and EOS
-            encoded.cut += usize::from(tokenizer.ids(text)?.len() + 2 > tokenizer.max_length());
-            let ids = tokenizer.encode(text)?;
-            let ids = Tensor::from_u32(gpu, &ids, &[1, ids.len()])?;
-            let hidden = clip.forward(&Cx::new(&Tape::off()), &ids, 0)?;
-            encoded.shape = [hidden.rows(), hidden.last()];
-            encoded.states.insert(text.clone(), hidden.to_f32()?);
-            progress.inc(1);
-        }
-        progress.finish_and_clear();
-        Ok(encoded)
-    }
-
-    /// Tokens and channels of a text's states.
-    pub fn shape(&self) -> [usize; 2] {
-        self.shape
-    }
-
-    /// The states of a text, row-major tokens × channels.
-    ///
-    /// # Errors
-    /// The text was not among those encoded.
-    pub fn get(&self, text: &str) -> Result<&[f32]> {
-        let missing = || Error::Dataset(format!("{text:?}: was not encoded before the training began"));
-        self.states.get(text).map(Vec::as_slice).ok_or_else(missing)
-    }
-
-    /// How many texts are longer than CLIP can read; what is over is left out.
-    pub fn cut(&self) -> usize {
-        self.cut
     }
 }
 

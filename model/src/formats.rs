@@ -1,0 +1,3 @@
+//! How files spell LoRAs: a module for each spelling, which alone knows its names, shapes and alphas.
+
+pub(crate) mod kohya;

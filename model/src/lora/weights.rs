@@ -1,0 +1,179 @@
+//! A LoRA in memory, whatever file it came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use strata_engine::DType;
+
+use crate::formats::kohya;
+use crate::{Error, Result};
+
+/// The part of a model that a module belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The U-Net.
+    Unet,
+    /// The text encoder; of two, the first.
+    TextEncoder,
+    /// The second of two text encoders.
+    TextEncoder2,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unet => "the U-Net",
+            Self::TextEncoder => "the text encoder",
+            Self::TextEncoder2 => "the second text encoder",
+        })
+    }
+}
+
+/// A LoRA: low-rank changes of some layers, and what is known about them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraWeights {
+    /// By part of the model and diffusers' path in it.
+    pub modules: BTreeMap<(Part, String), LoraModule>,
+    /// F32 or F16: the type that files have their numbers in.
+    pub dtype: DType,
+    /// Free-form strings (`ss_*`, `modelspec.*`).
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The LoRA of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraModule {
+    /// lora_A, row-major [r, in] or [r, in, k, k].
+    pub down: Vec<f32>,
+    /// [r, in] or [r, in, k, k].
+    pub down_shape: Vec<usize>,
+    /// lora_B, row-major [out, r] or [out, r, 1, 1].
+    pub up: Vec<f32>,
+    /// [out, r] or [out, r, 1, 1].
+    pub up_shape: Vec<usize>,
+    /// What ΔW is multiplied by, times r.
+    pub alpha: f32,
+}
+
+impl LoraWeights {
+    /// Reads a LoRA file.
+    ///
+    /// # Errors
+    /// The file is damaged, or of a spelling or kind that is not read.
+    pub fn read(path: &Path) -> Result<Self> {
+        kohya::read(path)
+    }
+
+    /// Writes a file in kohya's spelling, which every Stable Diffusion program reads: whole or not at all. Equal contents
+    /// give equal bytes.
+    ///
+    /// # Errors
+    /// Shapes do not fit; a value is not finite, or would not be as F16; or the file cannot be written (what was at
+    /// `path` before is then still there).
+    pub fn write(&self, path: &Path) -> Result<()> {
+        kohya::write(self, path)
+    }
+
+    /// The module of a layer of the U-Net.
+    pub fn unet(&self, path: &str) -> Option<&LoraModule> {
+        self.modules.get(&(Part::Unet, path.to_owned()))
+    }
+
+    /// One LoRA that does what several do together: where several have a module, their ranks lie side by side, each
+    /// `up` multiplied by its alpha / rank, and alpha is the sum of the ranks. Of metadata what all agree on is kept;
+    /// the tags of all are in `strata_tags`.
+    ///
+    /// # Errors
+    /// A module has another size, or is another kind of layer, in one than in another.
+    pub fn combine(all: &[LoraWeights]) -> Result<Self> {
+        let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
+        for (name, module) in all.iter().flat_map(|one| &one.modules) {
+            let together = match modules.remove(name) {
+                None => module.clone(),
+                Some(before) => before.beside(module, &name.1)?,
+            };
+            modules.insert(name.clone(), together);
+        }
+        let all_half = all.iter().all(|one| one.dtype == DType::F16);
+        let dtype = if all_half { DType::F16 } else { DType::F32 };
+        let mut metadata = all.first().map_or_else(BTreeMap::new, |one| one.metadata.clone());
+        metadata.retain(|key, value| all.iter().all(|one| one.metadata.get(key) == Some(value)));
+        let mut tags = Vec::new();
+        for one in all {
+            tags.extend(crate::trigger::tags_of(&one.metadata)?);
+        }
+        metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
+        metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
+        Ok(Self { modules, dtype, metadata })
+    }
+}
+
+impl LoraModule {
+    /// r: how many rows `down` has.
+    pub fn rank(&self) -> usize {
+        self.down_shape.first().copied().unwrap_or(0)
+    }
+
+    /// What ΔW is multiplied with: alpha / rank.
+    pub fn scale(&self) -> f32 {
+        self.alpha / self.rank() as f32
+    }
+
+    /// Checks shapes against each other and against the number of values.
+    pub(crate) fn check(&self, path: &Path, module: &str) -> Result<()> {
+        let (down, up) = (&self.down_shape, &self.up_shape);
+        let shapes = format!("{module}: lora_down {down:?} and lora_up {up:?}");
+        let fail = |message: &str| Err(Error::file(path, format!("{shapes} {message}")));
+        if !matches!(down.len(), 2 | 4) || !matches!(up.len(), 2 | 4) {
+            return fail("must have 2 dimensions, or 4 for convolutions");
+        }
+        if up[2..].iter().any(|&side| side != 1) {
+            return fail("are not a LoRA: the kernel of lora_up must be 1×1");
+        }
+        if down[0] != up[1] || down[0] == 0 {
+            return fail(
+                "do not share a rank: lora_down's first dimension must equal lora_up's second, and not be 0",
+            );
+        }
+        if self.down.len() != down.iter().product::<usize>() || self.up.len() != up.iter().product::<usize>()
+        {
+            return fail(&format!("do not hold {} and {} values", self.down.len(), self.up.len()));
+        }
+        Ok(())
+    }
+
+    /// Both modules as one: y = x (down₁ ‖ down₂)ᵀ (s₁ up₁ ‖ s₂ up₂)ᵀ, with s = alpha / rank.
+    fn beside(&self, other: &Self, name: &str) -> Result<Self> {
+        let (down, up) = (&self.down_shape, &self.up_shape);
+        if down[1..] != other.down_shape[1..] || up[0] != other.up_shape[0] || up[2..] != other.up_shape[2..]
+        {
+            return Err(Error::Lora(format!(
+                "{name} has lora_down {down:?} and lora_up {up:?} in one file, {:?} and {:?} in another; they were made \
+                 for different models",
+                other.down_shape, other.up_shape
+            )));
+        }
+        let ranks = [self.rank(), other.rank()];
+        let rank = ranks[0] + ranks[1];
+        let scale = |module: &Self| module.alpha / module.rank() as f32;
+        let rows = |module: &Self| {
+            let (scale, rank) = (scale(module), module.rank());
+            module
+                .up
+                .chunks_exact(rank)
+                .map(|row| row.iter().map(|v| v * scale).collect())
+                .collect::<Vec<Vec<f32>>>()
+        };
+        let pairs = rows(self).into_iter().zip(rows(other));
+        let (mut down_shape, mut up_shape) = (down.clone(), up.clone());
+        (down_shape[0], up_shape[1]) = (rank, rank);
+        Ok(Self {
+            down: [&self.down[..], &other.down[..]].concat(),
+            down_shape,
+            up: pairs.flat_map(|(a, b)| [a, b].concat()).collect(),
+            up_shape,
+            alpha: rank as f32,
+        })
+    }
+}
