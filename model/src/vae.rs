@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Act, AttentionArgs, Padding, attention, split, upsample_nearest};
+use strata_kernels::{Act, AttentionArgs, Padding, Weight, attention, split, upsample_nearest};
 
 use crate::build::{Builder, Plan, load, load_random};
 use crate::config::VaeConfig;
@@ -18,8 +18,9 @@ const NORM_EPS: f64 = 1e-6;
 const LOGVAR: [f32; 2] = [-30.0, 20.0];
 
 /// Turns pictures into latents and back; frozen.
-pub struct Vae<W = Tensor> {
+pub struct Vae<W = Weight> {
     config: VaeConfig,
+    compute: DType,
     encoder: Coder<W>,
     quant_conv: Option<Linear<W>>,
     post_quant_conv: Option<Linear<W>>,
@@ -70,6 +71,7 @@ impl Plan for VaeConfig {
         };
         Ok(Vae {
             config: self.clone(),
+            compute: b.compute(),
             encoder: Coder::encoder(b, self)?,
             quant_conv: pointwise(b, self.use_quant_conv, "quant_conv", 2 * latent)?,
             post_quant_conv: pointwise(b, self.use_post_quant_conv, "post_quant_conv", latent)?,
@@ -122,7 +124,7 @@ impl<W> Coder<W> {
     }
 }
 
-impl Coder<Tensor> {
+impl Coder<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let dtype = x.dtype();
         let mut x = self.conv_in.forward(cx, x, dtype)?;
@@ -187,7 +189,7 @@ impl<W> Block<W> {
     }
 }
 
-impl Block<Tensor> {
+impl Block<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for resnet in &self.resnets {
@@ -223,7 +225,7 @@ impl<W> Mid<W> {
     }
 }
 
-impl Mid<Tensor> {
+impl Mid<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let mut x = self.resnet_0.forward(cx, x, None)?;
         if let Some(attention) = &self.attention {
@@ -253,7 +255,7 @@ impl<W> Attention<W> {
     }
 }
 
-impl Attention<Tensor> {
+impl Attention<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let n = self.group_norm.forward(cx, x, x.dtype())?;
         let tokens = n.reshape(&[x.shape()[0], x.shape()[1] * x.shape()[2], x.last()])?;
@@ -294,7 +296,7 @@ impl Vae {
     }
 
     pub(crate) fn dtype(&self) -> DType {
-        self.decoder.conv_in.w.dtype()
+        self.compute
     }
 
     /// The normal distributions of the latents of pictures [B, H, W, 3] with values from −1 to 1: their mean and the

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_kernels::{AdamW, Gate, LinearArgs, Lora, adamw, grad_norm, linear};
+use strata_kernels::{AdamW, Gate, LinearArgs, Lora, Storage, Weight, adamw, grad_norm, linear};
 use strata_model::{Clip, ClipTokenizer, Cx, Gates, LoraSet, Rule, Selection, Unet, Weights};
 use strata_tests::{Random, Setup, gpu, skipped};
 use strata_trainer::silence::{
@@ -248,7 +248,7 @@ fn bos_is_silent_in_every_prompt() {
         for entry in set.entries().iter().filter(|entry| reads_text(&entry.path)) {
             let shape = [entry.outputs(), CHANNELS];
             let w = weights.take(&format!("{}.weight", entry.path), &shape).unwrap();
-            let w = Tensor::from_f32(&gpu, &w, &shape, DType::F32).unwrap();
+            let w = Weight::from_f32(&gpu, &w, &shape, Storage::F32).unwrap();
             let part = |start, shape: &[usize]| set.params().view(start, shape).unwrap();
             let down = part(entry.down.start, &[entry.rank, CHANNELS]);
             let up = part(entry.up.start, &[entry.outputs(), entry.rank]);
