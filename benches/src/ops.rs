@@ -1,12 +1,10 @@
 //! A case on the GPU.
 
-use std::sync::OnceLock;
-
 use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{
-    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, attention, conv2d, geglu, group_norm,
-    layer_norm, linear,
+    AttentionArgs, ConvArgs, Gate, GroupNormArgs, LinearArgs, Lora, Weight, attention, conv2d, geglu,
+    group_norm, layer_norm, linear,
 };
 
 use crate::case::{Case, Op, Pass, RANK};
@@ -18,7 +16,7 @@ pub fn work(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Work<'static>> {
     let pass = case.pass;
     match case.op {
         Op::Linear { m, n, k } => {
-            let (x, w) = (tensor(&[m, k], dtype)?, tensor(&[n, k], dtype)?);
+            let (x, w) = (tensor(&[m, k], dtype)?, Weight::new(tensor(&[n, k], dtype)?)?);
             let (down, up) = (tensor(&[RANK, k], dtype)?, tensor(&[n, RANK], dtype)?);
             prepare(pass, [x, down, up], move |tape, [x, down, up]| {
                 let loras = lora(down, up, pass);
@@ -27,17 +25,11 @@ pub fn work(gpu: &Gpu, dtype: DType, case: &Case) -> Result<Work<'static>> {
         }
         Op::Conv { batch, side, inputs, outputs } => {
             let x = tensor(&[batch, side, side, inputs], dtype)?;
-            let w = tensor(&[outputs, 3, 3, inputs], dtype)?;
-            let prepared = OnceLock::new();
+            let w = Weight::new(tensor(&[outputs, 3, 3, inputs], dtype)?)?;
             let (down, up) = (tensor(&[RANK, 3, 3, inputs], dtype)?, tensor(&[outputs, RANK], dtype)?);
             prepare(pass, [x, down, up], move |tape, [x, down, up]| {
                 let loras = lora(down, up, pass);
-                conv2d(
-                    tape,
-                    x,
-                    &w,
-                    &ConvArgs { loras: &loras, prepared: Some(&prepared), ..Default::default() },
-                )
+                conv2d(tape, x, &w, &ConvArgs { loras: &loras, ..Default::default() })
             })
         }
         Op::Attention { batch, queries, keys, heads, dim } => {

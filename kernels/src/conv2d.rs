@@ -2,15 +2,13 @@
 //! `y = x ∗ w + b + Σᵢ gateᵢ · scaleᵢ · (x ∗ downᵢ) upᵢᵀ + residual`: a LoRA's `down` is a convolution with the same kernel
 //! size, stride and padding into r channels, and its `up` one of 1×1.
 
-use std::sync::OnceLock;
-
 use strata_engine::{DType, Error, Result, Tape, Tensor};
 
-use crate::Act;
 use crate::frozen::{Lora, LoraFactors, Product, frozen};
 use crate::gemm::Conv;
 use crate::linear::LinearArgs;
 use crate::winograd::Winograd;
+use crate::{Act, Weight};
 
 /// Where zeros surround the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,25 +31,15 @@ pub struct ConvArgs<'a> {
     pub bias: Option<&'a Tensor>,
     /// Added last; of the output's shape and type.
     pub residual: Option<&'a Tensor>,
-    /// Type of the output; default the residual's, and without one the weights'.
+    /// Type of the output; default the residual's, and without one x's.
     pub out: Option<DType>,
     /// Branches; those whose gate is [`Gate::Scalar`](crate::Gate) 0 are skipped.
     pub loras: &'a [Lora<'a>],
-    /// Holds from the first call on what is computed from w alone; without it every call computes it.
-    pub prepared: Option<&'a OnceLock<Tensor>>,
 }
 
 impl Default for ConvArgs<'_> {
     fn default() -> Self {
-        ConvArgs {
-            stride: 1,
-            padding: Padding::Same,
-            bias: None,
-            residual: None,
-            out: None,
-            loras: &[],
-            prepared: None,
-        }
+        ConvArgs { stride: 1, padding: Padding::Same, bias: None, residual: None, out: None, loras: &[] }
     }
 }
 
@@ -111,11 +99,11 @@ impl ConvShape {
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Result<Tensor> {
+pub fn conv2d(tape: &Tape, x: &Tensor, w: &Weight, args: &ConvArgs<'_>) -> Result<Tensor> {
     let s = ConvShape::new(x.shape(), w.shape(), args.stride, args.padding)?;
     let shape = [s.batch, s.output[0], s.output[1], s.channels[1]];
-    let &ConvArgs { bias, residual, out, loras, prepared, .. } = args;
-    let out = out.or(residual.map(Tensor::dtype)).unwrap_or(w.dtype());
+    let &ConvArgs { bias, residual, out, loras, .. } = args;
+    let out = out.or(residual.map(Tensor::dtype)).unwrap_or(x.dtype());
     let conv = Conv {
         src: s.input,
         dst: s.output,
@@ -130,7 +118,7 @@ pub fn conv2d(tape: &Tape, x: &Tensor, w: &Tensor, args: &ConvArgs<'_>) -> Resul
         rows,
         channels: s.channels,
         conv: Some(conv),
-        winograd: Winograd::new(x, w, &conv, prepared)?,
+        winograd: Winograd::new(x, w, &conv)?,
     };
     let args = LinearArgs { bias, residual, act: Act::None, out: Some(out), loras };
     frozen(tape, x, w, product, &args, &shape, out)

@@ -7,11 +7,11 @@
 
 use strata_engine::{DType, Error, Grads, Result, Tape, Tensor};
 
-use crate::concat;
 use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::linear::LinearArgs;
 use crate::tokens::accumulate_product;
 use crate::winograd::{Additions, Winograd};
+use crate::{Weight, concat};
 
 /// What a LoRA's output is multiplied with on top of its scale.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ struct Branch {
 pub(crate) fn frozen(
     tape: &Tape,
     x: &Tensor,
-    w: &Tensor,
+    w: &Weight,
     product: Product,
     args: &LinearArgs<'_>,
     shape: &[usize],
@@ -100,7 +100,7 @@ pub(crate) fn frozen(
     let &LinearArgs { bias, residual, act, .. } = args;
     let y = match &product.winograd {
         Some(winograd) => winograd.forward(x, &Additions { ext, bias, residual }, shape, out)?,
-        None => Gemm { conv, ext, bias, residual, act, out, ..Gemm::new(x, w, Layout::Nt, [m, n, k]) }
+        None => Gemm { conv, ext, bias, residual, act, out, ..Gemm::new(x, w.data(), Layout::Nt, [m, n, k]) }
             .run(op, shape)?,
     };
 
@@ -120,7 +120,7 @@ pub(crate) fn frozen(
             })
             .collect();
         let residual = args.residual.map(Tensor::id);
-        let (id, w, x_shape, x_type) = (x.id(), w.clone(), x.shape().to_vec(), x.dtype());
+        let (id, w, x_shape, x_type) = (x.id(), w.data().clone(), x.shape().to_vec(), x.dtype());
         tape.record(&inputs, &y, move |grad_out, grads| {
             if let Some(residual) = residual.filter(|r| grads.wants(*r)) {
                 grads.add_id(residual, grad_out.clone())?;
@@ -175,15 +175,15 @@ impl Product {
     fn check(
         &self,
         x: &Tensor,
-        w: &Tensor,
+        w: &Weight,
         args: &LinearArgs<'_>,
         shape: &[usize],
         out: DType,
     ) -> Result<()> {
         let fail = |message: String| Err(Error::op(self.op, message));
-        let n = self.channels[1];
-        if !pairs(x, w) {
-            return fail(format!("x is {:?}, w {:?}; x must have w's type or f32", x.dtype(), w.dtype()));
+        let (n, dtype) = (self.channels[1], w.storage().dtype());
+        if !matches!((x.dtype(), dtype), (DType::F32, DType::F32 | DType::F16) | (DType::F16, DType::F16)) {
+            return fail(format!("x is {:?}, w {dtype:?}; x must have w's type or f32", x.dtype()));
         }
         if let Some(b) = args.bias.filter(|b| b.len() != n) {
             return fail(format!("bias {:?} for {n} channels out", b.shape()));
@@ -198,9 +198,10 @@ impl Product {
             if !fits {
                 return fail(format!("LoRA down {down:?} and up {up:?} on weights {:?}", w.shape()));
             }
-            if down.dtype() != w.dtype() || up.dtype() != w.dtype() {
+            if [down, up].iter().any(|t| t.dtype() != dtype) {
                 return fail(format!(
-                    "LoRA down {down:?} and up {up:?} for weights {w:?}; all must have one type"
+                    "LoRA down {down:?} and up {up:?} for weights {:?}; all must have one type",
+                    w.data()
                 ));
             }
         }
@@ -232,11 +233,6 @@ impl Branch {
         }
         Ok(Some(t))
     }
-}
-
-/// Whether a kernel multiplies values of x's type with weights of w's: one type, or x in f32 beside weights in f16.
-fn pairs(x: &Tensor, w: &Tensor) -> bool {
-    x.dtype() == w.dtype() || (x.dtype(), w.dtype()) == (DType::F32, DType::F16)
 }
 
 /// All S `[m, r]` as one, and all `up` `[n, r]`: one launch then sums every LoRA in f32, in one order whatever else is

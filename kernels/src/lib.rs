@@ -21,6 +21,7 @@ mod optimizer;
 mod project;
 mod tokens;
 mod variants;
+mod weight;
 mod winograd;
 
 pub use attention::{AttentionArgs, attention};
@@ -39,6 +40,7 @@ pub use mse::mse;
 pub use optimizer::{AdamW, adamw, grad_norm};
 pub use project::{Rows, project};
 pub use variants::{Variant, variants};
+pub use weight::{Storage, Weight};
 
 /// The naive f64 twins of the ops: their specification.
 pub mod reference {

@@ -3,7 +3,7 @@
 use strata_engine::{DType, Error, Result, Tape, Tensor};
 
 use crate::frozen::{Lora, LoraFactors, Product, frozen};
-use crate::{Act, activation};
+use crate::{Act, Weight, activation};
 
 /// What a linear layer does besides x wᵀ.
 #[derive(Clone, Copy, Default, Debug)]
@@ -14,7 +14,7 @@ pub struct LinearArgs<'a> {
     pub residual: Option<&'a Tensor>,
     /// Applied before the residual is added.
     pub act: Act,
-    /// Type of the output; default the residual's, and without one the weights'.
+    /// Type of the output; default the residual's, and without one x's.
     pub out: Option<DType>,
     /// Branches; those whose gate is [`Gate::Scalar`] 0 are skipped.
     pub loras: &'a [Lora<'a>],
@@ -24,15 +24,18 @@ pub struct LinearArgs<'a> {
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn linear(tape: &Tape, x: &Tensor, w: &Tensor, args: &LinearArgs<'_>) -> Result<Tensor> {
-    let (m, k, n) = (x.rows(), x.last(), w.rows());
+pub fn linear(tape: &Tape, x: &Tensor, w: &Weight, args: &LinearArgs<'_>) -> Result<Tensor> {
+    let (m, k) = (x.rows(), x.last());
+    let &[n, inputs] = w.shape() else {
+        return Err(Error::op("linear", format!("w {:?} must be [out, in]", w.shape())));
+    };
     let mut shape = x.shape().to_vec();
     *shape.last_mut().ok_or_else(|| Error::op("linear", "x has no axis"))? = n;
-    if w.shape().len() != 2 || w.last() != k {
+    if inputs != k {
         let message = format!("x {:?} has {k} channels, w {:?} takes [out, {k}]", x.shape(), w.shape());
         return Err(Error::op("linear", message));
     }
-    let out = args.out.or(args.residual.map(Tensor::dtype)).unwrap_or(w.dtype());
+    let out = args.out.or(args.residual.map(Tensor::dtype)).unwrap_or(x.dtype());
     let factors = args.loras.iter().filter(|l| l.is_on()).flat_map(|l| [l.down, l.up]);
     let tracked = [x].into_iter().chain(args.residual).chain(factors).any(|t| tape.tracks(t));
     if args.act != Act::None && tracked {

@@ -3,13 +3,11 @@
 //! CPU adapters alone run it, where products are the bound. It is not measured on GPUs, where the memory that the transforms go
 //! through may be.
 
-use std::sync::OnceLock;
-
 use strata_engine::{DType, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
 use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::{lane, workgroup};
+use crate::{Weight, lane, workgroup};
 
 static SHADER: Shader =
     Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX] };
@@ -50,16 +48,11 @@ pub(crate) struct Additions<'a> {
 }
 
 impl Winograd {
-    /// The convolution of x with w, if it is one that this is faster for; `kept` holds the weights that are transformed.
+    /// The convolution of x with w, if it is one that this is faster for. The transformed kernel stays with w.
     ///
     /// # Errors
     /// The GPU is out of memory.
-    pub fn new(
-        x: &Tensor,
-        w: &Tensor,
-        conv: &Conv,
-        kept: Option<&OnceLock<Tensor>>,
-    ) -> Result<Option<Winograd>> {
+    pub fn new(x: &Tensor, w: &Weight, conv: &Conv) -> Result<Option<Winograd>> {
         let &[o, _, _, c] = w.shape() else { return Ok(None) };
         let [h, width] = conv.src;
         let fits = [o, c].iter().all(|n| n.is_multiple_of(4) && *n >= MIN_CHANNELS);
@@ -67,13 +60,7 @@ impl Winograd {
         if !(lane(x.gpu()) && plain && fits && h * width >= MIN_PIXELS) {
             return Ok(None);
         }
-        let u = match kept.and_then(OnceLock::get) {
-            Some(u) => u.clone(),
-            None => {
-                let u = transform(w, [o, c])?;
-                kept.map_or(u.clone(), |kept| kept.get_or_init(|| u).clone())
-            }
-        };
+        let u = w.prepared(|| transform(w.data(), [o, c]))?;
         let batch = x.len() / (h * width * c);
         Ok(Some(Winograd { u, size: [batch, h, width] }))
     }

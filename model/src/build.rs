@@ -8,7 +8,8 @@ use std::io;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
-use strata_engine::{DType, Gpu, Tensor};
+use strata_engine::{DType, Gpu};
+use strata_kernels::{Storage, Weight};
 
 use crate::random::random_weights;
 use crate::weights::Weights;
@@ -63,14 +64,20 @@ impl WeightInfo {
     }
 }
 
-/// Hands out the tensors of a model one after the other.
+/// Hands out the tensors of a model one after the other, and tells its layers what they compute in.
 pub(crate) struct Builder<'a, W> {
+    compute: DType,
     make: &'a mut dyn FnMut(WeightInfo) -> Result<W>,
 }
 
 impl<'a, W> Builder<'a, W> {
-    pub fn new(make: &'a mut dyn FnMut(WeightInfo) -> Result<W>) -> Self {
-        Self { make }
+    pub fn new(compute: DType, make: &'a mut dyn FnMut(WeightInfo) -> Result<W>) -> Self {
+        Self { compute, make }
+    }
+
+    /// Type of activations, but for streams and norms that are f32 always. How weights are stored is another matter.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// A matrix [rows, columns].
@@ -108,7 +115,7 @@ pub(crate) fn sketch<P: Plan>(plan: &P) -> Result<(P::Model<()>, Vec<WeightInfo>
         tensors.push(info);
         Ok(())
     };
-    let model = plan.build(&mut Builder::new(&mut note))?;
+    let model = plan.build(&mut Builder::new(DType::F32, &mut note))?;
     Ok((model, tensors))
 }
 
@@ -121,7 +128,7 @@ pub(crate) fn load<P: Plan>(
     mut weights: Weights,
     gpu: &Gpu,
     dtype: DType,
-) -> Result<P::Model<Tensor>> {
+) -> Result<P::Model<Weight>> {
     let model = assemble(plan, gpu, dtype, &mut |info| read(&mut weights, info))?;
     weights.finish()?;
     Ok(model)
@@ -131,7 +138,7 @@ pub(crate) fn load<P: Plan>(
 ///
 /// # Errors
 /// The GPU is out of memory.
-pub(crate) fn load_random<P: Plan>(plan: &P, gpu: &Gpu, dtype: DType, seed: u64) -> Result<P::Model<Tensor>> {
+pub(crate) fn load_random<P: Plan>(plan: &P, gpu: &Gpu, dtype: DType, seed: u64) -> Result<P::Model<Weight>> {
     assemble(plan, gpu, dtype, &mut |info| Ok(turn(info, random_weights(info, seed))))
 }
 
@@ -142,8 +149,9 @@ fn assemble<P: Plan>(
     gpu: &Gpu,
     dtype: DType,
     fetch: &mut (dyn FnMut(&WeightInfo) -> Result<Vec<f32>> + Send),
-) -> Result<P::Model<Tensor>> {
+) -> Result<P::Model<Weight>> {
     let (_, tensors) = sketch(plan)?;
+    let storage = Storage::of(dtype)?;
     thread::scope(|scope| {
         let (send, receive) = sync_channel(1);
         scope.spawn(move || {
@@ -156,8 +164,8 @@ fn assemble<P: Plan>(
                 }
             }
         });
-        let mut uploads = Uploads { gpu, dtype, values: receive, bytes: 0 };
-        let model = plan.build(&mut Builder::new(&mut |info| uploads.next(&info)))?;
+        let mut uploads = Uploads { gpu, storage, values: receive, bytes: 0 };
+        let model = plan.build(&mut Builder::new(dtype, &mut |info| uploads.next(&info)))?;
         uploads.wait()?;
         Ok(model)
     })
@@ -193,22 +201,23 @@ pub(crate) fn turned(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
 
 struct Uploads<'a> {
     gpu: &'a Gpu,
-    dtype: DType,
+    /// Of matrices and kernels.
+    storage: Storage,
     values: Receiver<Result<Vec<f32>>>,
     bytes: usize,
 }
 
 impl Uploads<'_> {
-    fn next(&mut self, info: &WeightInfo) -> Result<Tensor> {
+    fn next(&mut self, info: &WeightInfo) -> Result<Weight> {
         let stopped = |_| Error::io("read", "weights")(io::Error::other("the reading thread stopped"));
         let values = self.values.recv().map_err(stopped)??;
-        let dtype = if info.role == Role::Vector { DType::F32 } else { self.dtype };
-        let tensor = Tensor::from_f32(self.gpu, &values, &info.stored_shape(), dtype)?;
-        self.bytes += values.len() * dtype.bytes() as usize;
+        let storage = if info.role == Role::Vector { Storage::F32 } else { self.storage };
+        let weight = Weight::from_f32(self.gpu, &values, &info.stored_shape(), storage)?;
+        self.bytes += values.len() * storage.dtype().bytes() as usize;
         if self.bytes >= UPLOAD_BYTES {
             self.wait()?;
         }
-        Ok(tensor)
+        Ok(weight)
     }
 
     /// Lets the queue carry out what it was handed, so that copies of the weights do not pile up in front of it.

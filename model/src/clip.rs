@@ -1,7 +1,7 @@
 //! The text encoder: transformers' `CLIPTextModel`, a pre-norm transformer whose tokens see only those before them.
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Act, AttentionArgs, attention, embedding};
+use strata_kernels::{Act, AttentionArgs, Weight, attention, embedding};
 
 use crate::build::{Builder, Plan, load, load_random};
 use crate::config::{self, ClipConfig, pooled_index};
@@ -10,7 +10,7 @@ use crate::weights::Weights;
 use crate::{Cx, Error, Result};
 
 /// Turns token ids into states; frozen.
-pub struct Clip<W = Tensor> {
+pub struct Clip<W = Weight> {
     config: ClipConfig,
     /// [vocabulary, C].
     tokens: W,
@@ -72,7 +72,7 @@ impl<W> EncoderLayer<W> {
     }
 }
 
-impl EncoderLayer<Tensor> {
+impl EncoderLayer<Weight> {
     fn forward(&self, cx: &Cx<'_>, h: &Tensor, config: &ClipConfig) -> Result<Tensor> {
         let n = self.norm1.forward(cx, h, h.dtype())?;
         let (q, k, v) = (self.q.forward(cx, &n)?, self.k.forward(cx, &n)?, self.v.forward(cx, &n)?);
@@ -129,7 +129,7 @@ impl Clip {
     }
 
     pub(crate) fn gpu(&self) -> &Gpu {
-        self.tokens.gpu()
+        self.tokens.data().gpu()
     }
 
     /// The states of tokens [B, T] (u32), after the final norm: [B, T, C]. `skip` leaves out that many of the last
@@ -150,7 +150,7 @@ impl Clip {
         let Some(used) = layers.checked_sub(skip) else {
             return Err(Error::Input(format!("CLIP: cannot skip {skip} layers of {layers}")));
         };
-        let mut h = embedding(ids, &self.tokens, &self.positions)?;
+        let mut h = embedding(ids, self.tokens.data(), self.positions.data())?;
         cx.tap("hidden.0", &h);
         for (i, layer) in self.layers[..used].iter().enumerate() {
             h = layer.forward(cx, &h, &self.config)?;

@@ -1,9 +1,7 @@
 //! The layers that have weights. They are frozen; a [`Linear`] or [`Conv2d`] may carry LoRAs.
 
-use std::sync::{Arc, OnceLock};
-
 use strata_engine::{DType, Tensor};
-use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding};
+use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding, Weight};
 
 use crate::build::Builder;
 use crate::gates::Held;
@@ -11,7 +9,7 @@ use crate::{Cx, Result, Rows};
 
 /// y = x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ, on the last axis. A 1×1 convolution is one of these.
 #[derive(Debug, Clone)]
-pub struct Linear<W = Tensor> {
+pub struct Linear<W = Weight> {
     /// Diffusers' name.
     pub path: String,
     /// Size of the last axis of x.
@@ -22,6 +20,8 @@ pub struct Linear<W = Tensor> {
     pub conv: bool,
     /// What the rows of x are, in the U-Net.
     pub rows: Rows,
+    /// Type of y, where nothing else decides it.
+    pub compute: DType,
     /// [outputs, inputs].
     pub w: W,
     /// f32 `[outputs]`.
@@ -60,7 +60,8 @@ impl<W> Linear<W> {
         let w = b.matrix(format!("{path}.weight"), [outputs, inputs])?;
         let bias = if bias { Some(b.vector(format!("{path}.bias"), outputs)?) } else { None };
         let rows = Rows::of(&path);
-        Ok(Self { path, inputs, outputs, conv: false, rows, w, b: bias, lora: Vec::new() })
+        let compute = b.compute();
+        Ok(Self { path, inputs, outputs, conv: false, rows, compute, w, b: bias, lora: Vec::new() })
     }
 
     /// A 1×1 convolution.
@@ -73,7 +74,8 @@ impl<W> Linear<W> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 1)?;
         let bias = Some(b.vector(format!("{path}.bias"), outputs)?);
         let rows = Rows::of(&path);
-        Ok(Self { path, inputs, outputs, conv: true, rows, w, b: bias, lora: Vec::new() })
+        let compute = b.compute();
+        Ok(Self { path, inputs, outputs, conv: true, rows, compute, w, b: bias, lora: Vec::new() })
     }
 
     /// A layer with bias that is a linear layer or a 1×1 convolution under any of several names: `prefix.names[i]`.
@@ -94,6 +96,7 @@ impl<W> Linear<W> {
             outputs: channels,
             conv: false,
             rows,
+            compute: b.compute(),
             w,
             b: bias,
             lora: Vec::new(),
@@ -107,7 +110,7 @@ impl<W> Linear<W> {
 }
 
 impl Linear {
-    /// x [.., inputs] to y [.., outputs].
+    /// x [.., inputs] to y [.., outputs], in the type that the model computes in.
     ///
     /// # Errors
     /// Shapes do not fit, or an attached LoRA has no gate.
@@ -156,14 +159,16 @@ impl Linear {
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
         let loras: Vec<Lora<'_>> =
             self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
-        let args = LinearArgs { bias: self.b.as_ref(), residual, act, out, loras: &loras };
+        let out = out.or(residual.map(Tensor::dtype)).unwrap_or(self.compute);
+        let bias = self.b.as_ref().map(Weight::data);
+        let args = LinearArgs { bias, residual, act, out: Some(out), loras: &loras };
         Ok(strata_kernels::linear(cx.tape, x, &self.w, &args)?)
     }
 }
 
 /// A 3×3 convolution: y = x ∗ w + b + Σᵢ gateᵢ · scaleᵢ · (x ∗ downᵢ) upᵢᵀ. Its rows are places, those of y.
 #[derive(Debug, Clone)]
-pub struct Conv2d<W = Tensor> {
+pub struct Conv2d<W = Weight> {
     /// Diffusers' name.
     pub path: String,
     /// Channels of x.
@@ -176,15 +181,13 @@ pub struct Conv2d<W = Tensor> {
     pub b: W,
     /// The LoRAs attached to it.
     pub lora: Vec<LoraSlot>,
-    /// What [`conv2d`](strata_kernels::conv2d) computes from w once. Clones share it: a recomputed block is one.
-    prepared: Arc<OnceLock<Tensor>>,
 }
 
 impl<W> Conv2d<W> {
     pub(crate) fn build(b: &mut Builder<'_, W>, path: String, inputs: usize, outputs: usize) -> Result<Self> {
         let w = b.kernel(format!("{path}.weight"), [outputs, inputs], 3)?;
         let bias = b.vector(format!("{path}.bias"), outputs)?;
-        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new(), prepared: Arc::default() })
+        Ok(Self { path, inputs, outputs, w, b: bias, lora: Vec::new() })
     }
 
     pub(crate) fn info(&self) -> LayerInfo {
@@ -237,23 +240,15 @@ impl Conv2d {
         let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
         let loras: Vec<Lora<'_>> =
             self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
-        let bias = Some(&self.b);
-        let args = ConvArgs {
-            stride,
-            padding,
-            bias,
-            residual,
-            out: Some(out),
-            loras: &loras,
-            prepared: Some(&self.prepared),
-        };
+        let bias = Some(self.b.data());
+        let args = ConvArgs { stride, padding, bias, residual, out: Some(out), loras: &loras };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)
     }
 }
 
 /// Normalises groups of channels over all places of a sample.
 #[derive(Debug, Clone)]
-pub struct GroupNorm<W = Tensor> {
+pub struct GroupNorm<W = Weight> {
     /// Diffusers' name.
     pub path: String,
     /// f32 `[C]`.
@@ -301,13 +296,13 @@ impl GroupNorm {
 
     fn run(&self, cx: &Cx<'_>, x: &Tensor, silu: bool, add: Option<&Tensor>, out: DType) -> Result<Tensor> {
         let args = GroupNormArgs { groups: self.groups, eps: self.eps, silu, add, out: Some(out) };
-        Ok(strata_kernels::group_norm(cx.tape, x, &self.gamma, &self.beta, &args)?)
+        Ok(strata_kernels::group_norm(cx.tape, x, self.gamma.data(), self.beta.data(), &args)?)
     }
 }
 
 /// Normalises the channels of each token.
 #[derive(Debug, Clone)]
-pub struct LayerNorm<W = Tensor> {
+pub struct LayerNorm<W = Weight> {
     /// Diffusers' name.
     pub path: String,
     /// f32 `[C]`.
@@ -332,14 +327,15 @@ impl LayerNorm {
     /// # Errors
     /// Shapes do not fit.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, out: DType) -> Result<Tensor> {
-        let y = strata_kernels::layer_norm(cx.tape, x, &self.gamma, &self.beta, self.eps, out)?;
+        let (gamma, beta) = (self.gamma.data(), self.beta.data());
+        let y = strata_kernels::layer_norm(cx.tape, x, gamma, beta, self.eps, out)?;
         cx.tap(&self.path, &y);
         Ok(y)
     }
 }
 
 /// One layer with a matrix or kernel, in a traversal.
-pub enum Layer<'a, W = Tensor> {
+pub enum Layer<'a, W = Weight> {
     /// A linear layer or 1×1 convolution.
     Linear(&'a mut Linear<W>),
     /// A 3×3 convolution.

@@ -1,6 +1,7 @@
 //! The residual block of U-Net and VAE.
 
-use strata_engine::Tensor;
+use strata_engine::{DType, Tensor};
+use strata_kernels::Weight;
 
 use crate::build::Builder;
 use crate::layers::{Conv2d, GroupNorm, Layer, Linear};
@@ -10,6 +11,8 @@ use crate::{Cx, Result};
 #[derive(Clone)]
 pub(crate) struct Resnet<W> {
     path: String,
+    /// Type of what lies between the sums.
+    compute: DType,
     norm1: GroupNorm<W>,
     conv1: Conv2d<W>,
     time_emb_proj: Option<Linear<W>>,
@@ -50,7 +53,7 @@ impl<W> Resnet<W> {
             true => None,
             false => Some(Linear::build_conv(b, at("conv_shortcut"), inputs, outputs)?),
         };
-        Ok(Self { path, norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut })
+        Ok(Self { path, compute: b.compute(), norm1, conv1, time_emb_proj, norm2, conv2, conv_shortcut })
     }
 
     pub fn visit(&mut self, f: &mut dyn FnMut(Layer<'_, W>)) {
@@ -61,11 +64,11 @@ impl<W> Resnet<W> {
     }
 }
 
-impl Resnet<Tensor> {
-    /// x [B, H, W, inputs], `silu_temb` [B, temb] to [B, H, W, outputs] in x's type; what lies between has the weights'.
+impl Resnet<Weight> {
+    /// x [B, H, W, inputs], `silu_temb` [B, temb] to [B, H, W, outputs] in x's type; what lies between has the model's.
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, silu_temb: Option<&Tensor>) -> Result<Tensor> {
+        let inner = self.compute;
         // one name, so that each tensor is freed as soon as the next is there
-        let inner = self.conv1.w.dtype();
         let mut h = self.norm1.forward_silu(cx, x, None, inner)?;
         h = self.conv1.forward(cx, &h, inner)?;
         cx.tap(&self.conv1.path, &h);

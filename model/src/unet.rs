@@ -4,7 +4,7 @@ mod blocks;
 mod transformer;
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Act, activation, timestep_embedding};
+use strata_kernels::{Act, Weight, activation, timestep_embedding};
 
 use crate::build::{Builder, Plan, WeightInfo, load, load_random, sketch};
 use crate::config::UnetConfig;
@@ -15,8 +15,9 @@ use crate::{Conditioning, Cx, Error, Result};
 use blocks::{Conditions, DownBlock, MidBlock, UpBlock};
 
 /// Predicts noise: frozen, with places to attach LoRA.
-pub struct Unet<W = Tensor> {
+pub struct Unet<W = Weight> {
     config: UnetConfig,
+    compute: DType,
     layers: Vec<LayerInfo>,
     features: usize,
     checkpointing: bool,
@@ -65,6 +66,7 @@ impl Plan for UnetConfig {
         let levels = 0..channels.len();
         Ok(Unet {
             config: self.clone(),
+            compute: b.compute(),
             layers: Vec::new(),
             features: 0,
             checkpointing: false,
@@ -151,7 +153,7 @@ impl Unet {
     /// # Errors
     /// A LoRA is for a layer that this U-Net does not have, or of another size or dtype; then none is attached.
     pub fn attach(&mut self, set: &LoraSet) -> Result<usize> {
-        let (own, other) = (self.conv_in.w.dtype(), set.dtype());
+        let (own, other) = (self.compute, set.dtype());
         if own != other {
             return Err(Error::Lora(format!(
                 "a LoRA set made for {other:?} cannot be attached to a U-Net of {own:?}"
@@ -202,7 +204,7 @@ impl Unet {
         let UnetInput { sample, timesteps, conditioning: Conditioning { states: context } } = *input;
         self.check(sample, timesteps, context)?;
         let UnetConfig { block_out_channels, flip_sin_to_cos, freq_shift, .. } = &self.config;
-        let (gpu, dtype, shift) = (sample.gpu(), self.conv_in.w.dtype(), *freq_shift as f32);
+        let (gpu, dtype, shift) = (sample.gpu(), self.compute, *freq_shift as f32);
         let time = timestep_embedding(gpu, timesteps, block_out_channels[0], *flip_sin_to_cos, shift, dtype)?;
         cx.tap("time_proj", &time);
         let temb = self.linear_1.forward_with(cx, &time, Act::Silu, None)?;

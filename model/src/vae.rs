@@ -1,7 +1,7 @@
 //! Between pictures and latents: diffusers' `AutoencoderKL`.
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Act, AttentionArgs, Padding, attention, split, upsample_nearest};
+use strata_kernels::{Act, AttentionArgs, Padding, Weight, attention, split, upsample_nearest};
 
 use crate::build::{Builder, Plan, load, load_random};
 use crate::config::VaeConfig;
@@ -16,8 +16,9 @@ const NORM_EPS: f64 = 1e-6;
 const LOGVAR: [f32; 2] = [-30.0, 20.0];
 
 /// Turns pictures into latents and back; frozen.
-pub struct Vae<W = Tensor> {
+pub struct Vae<W = Weight> {
     config: VaeConfig,
+    compute: DType,
     encoder: Coder<W>,
     quant_conv: Option<Linear<W>>,
     post_quant_conv: Option<Linear<W>>,
@@ -68,6 +69,7 @@ impl Plan for VaeConfig {
         };
         Ok(Vae {
             config: self.clone(),
+            compute: b.compute(),
             encoder: Coder::encoder(b, self)?,
             quant_conv: pointwise(b, self.use_quant_conv, "quant_conv", 2 * latent)?,
             post_quant_conv: pointwise(b, self.use_post_quant_conv, "post_quant_conv", latent)?,
@@ -120,7 +122,7 @@ impl<W> Coder<W> {
     }
 }
 
-impl Coder<Tensor> {
+impl Coder<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let dtype = x.dtype();
         let mut x = self.conv_in.forward(cx, x, dtype)?;
@@ -185,7 +187,7 @@ impl<W> Block<W> {
     }
 }
 
-impl Block<Tensor> {
+impl Block<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let mut x = x.clone();
         for resnet in &self.resnets {
@@ -221,7 +223,7 @@ impl<W> Mid<W> {
     }
 }
 
-impl Mid<Tensor> {
+impl Mid<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let mut x = self.resnet_0.forward(cx, x, None)?;
         if let Some(attention) = &self.attention {
@@ -251,7 +253,7 @@ impl<W> Attention<W> {
     }
 }
 
-impl Attention<Tensor> {
+impl Attention<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor) -> Result<Tensor> {
         let n = self.group_norm.forward(cx, x, x.dtype())?;
         let tokens = n.reshape(&[x.shape()[0], x.shape()[1] * x.shape()[2], x.last()])?;
@@ -291,7 +293,7 @@ impl Vae {
     }
 
     pub(crate) fn dtype(&self) -> DType {
-        self.decoder.conv_in.w.dtype()
+        self.compute
     }
 
     /// The normal distributions of the latents of pictures [B, H, W, 3] with values from −1 to 1: their mean and the

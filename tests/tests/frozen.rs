@@ -1,9 +1,9 @@
 //! What is frozen costs nothing on the way back.
 
-use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{ConvArgs, LinearArgs, conv2d, linear, tape};
+use strata_engine::{DType, Gpu, Tape, Tensor};
+use strata_kernels::{ConvArgs, LinearArgs, Storage, Weight, conv2d, linear, tape};
 use strata_model::{Cx, Gates, LoraSet, Rule, Selection, Taps, Unet};
-use strata_tests::{Random, Setup, gpu};
+use strata_tests::{Random, Setup, gpu, skipped};
 
 use crate::support::{predict, unet};
 
@@ -15,7 +15,8 @@ fn random(gpu: &Gpu, seed: &str, shape: &[usize]) -> Tensor {
 #[test]
 fn frozen_layers_keep_no_input() {
     let gpu = gpu(Setup::Lane);
-    let (weights, kernel) = (random(&gpu, "w", &[12, 20]), random(&gpu, "kernel", &[12, 3, 3, 20]));
+    let weight = |seed, shape: &[usize]| Weight::new(random(&gpu, seed, shape)).unwrap();
+    let (weights, kernel) = (weight("w", &[12, 20]), weight("kernel", &[12, 3, 3, 20]));
     type Op<'a> = &'a dyn Fn(&strata_engine::Tape, &Tensor) -> Tensor;
     let dense: Op<'_> = &|tape, x| linear(tape, x, &weights, &LinearArgs::default()).unwrap();
     let convolution: Op<'_> = &|tape, x| conv2d(tape, x, &kernel, &ConvArgs::default()).unwrap();
@@ -103,4 +104,26 @@ fn layers_before_the_first_lora_record_nothing() {
     // the output and its like are there in any case
     let (some, many) = (last.kept - base.kept, all.kept - base.kept);
     assert!(2 * some < many, "{some} bytes kept, {many} with LoRA everywhere");
+}
+
+/// How weights are stored says nothing about what is computed in.
+#[test]
+fn outputs_have_the_type_of_what_flows() {
+    let gpu = gpu(Setup::Lane);
+    if !gpu.caps().f16 {
+        return skipped(&format!("weights in f16 beside a stream in f32: {} has no f16", gpu.caps().name));
+    }
+    let x = random(&gpu, "x", &[1, 4, 5, 8]);
+    let weight = |shape: &[usize]| {
+        let values = Random::new("w").normal(shape.iter().product());
+        Weight::from_f32(&gpu, &values, shape, Storage::F16).unwrap()
+    };
+    let (matrix, kernel, off) = (weight(&[12, 8]), weight(&[12, 3, 3, 8]), Tape::off());
+    for residual in [None, Some(&random(&gpu, "residual", &[1, 4, 5, 12]))] {
+        let dense = LinearArgs { residual, ..LinearArgs::default() };
+        assert_eq!(linear(&off, &x, &matrix, &dense).unwrap().dtype(), DType::F32);
+        let args = ConvArgs { residual, ..ConvArgs::default() };
+        assert_eq!(conv2d(&off, &x, &kernel, &args).unwrap().dtype(), DType::F32);
+    }
+    assert!(Weight::new(Tensor::from_u32(&gpu, &[1], &[1]).unwrap()).is_err());
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_kernels::{AdamW, Gate, LinearArgs, Lora, adamw, grad_norm, linear};
+use strata_kernels::{AdamW, Gate, LinearArgs, Lora, Storage, Weight, adamw, grad_norm, linear};
 use strata_model::{Cx, Gates, LoraSet, Rule, Selection, TextEncoder};
 use strata_tests::{Random, Setup, gpu, skipped};
 use strata_trainer::kaiming_uniform;
@@ -248,7 +248,7 @@ fn bos_is_silent_in_every_prompt() {
         for entry in set.entries().iter().filter(|entry| reads_text(&entry.path)) {
             let shape = [entry.outputs(), CHANNELS];
             let w = weights.take(&format!("{}.weight", entry.path), &shape).unwrap();
-            let w = Tensor::from_f32(&gpu, &w, &shape, DType::F32).unwrap();
+            let w = Weight::from_f32(&gpu, &w, &shape, Storage::F32).unwrap();
             let part = |start, shape: &[usize]| set.params().view(start, shape).unwrap();
             let down = part(entry.down.start, &[entry.rank, CHANNELS]);
             let up = part(entry.up.start, &[entry.outputs(), entry.rank]);

@@ -1,7 +1,7 @@
 //! Tuning: which body a product runs, and that nothing else changes.
 
 use strata_engine::{DType, Gpu, Result, Tape, Tensor};
-use strata_kernels::{LinearArgs, Tuning, linear, tune, tuning_name, use_tuning};
+use strata_kernels::{LinearArgs, Tuning, Weight, linear, tune, tuning_name, use_tuning};
 use strata_tests::{Setup, gpu};
 
 const PRODUCT: &str = "nt f32 f32 f32 33×20×48 taps 1 rank 0";
@@ -11,7 +11,7 @@ fn product(gpu: &Gpu) -> Result<Tensor> {
         let values: Vec<f32> = (0..rows * 48).map(|i| (i * 7919 % 1009) as f32 / 504.0 - 1.0).collect();
         Tensor::from_f32(gpu, &values, &[rows, 48], DType::F32)
     };
-    linear(&Tape::off(), &matrix(33)?, &matrix(20)?, &LinearArgs::default())
+    linear(&Tape::off(), &matrix(33)?, &Weight::new(matrix(20)?)?, &LinearArgs::default())
 }
 
 /// What runs, and what it gives.

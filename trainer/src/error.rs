@@ -61,6 +61,22 @@ pub enum Error {
         message: String,
     },
 
+    /// The end of the run was asked for.
+    #[error("interrupted after {steps} steps")]
+    Interrupted {
+        /// Steps taken.
+        steps: u64,
+    },
+
+    /// A run that ended before its time, with files of what was learned until then.
+    #[error("{cause}; what was learned until then is in {}", listing(saved))]
+    Unfinished {
+        /// Why it ended.
+        cause: Box<Error>,
+        /// The files.
+        saved: Vec<PathBuf>,
+    },
+
     /// The GPU, or a tensor on it.
     #[error(transparent)]
     Engine(#[from] strata_engine::Error),
@@ -75,6 +91,10 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
+}
+
+fn listing(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// `run.toml:12`, `run.toml`, or `config`: as much of the place as is known.

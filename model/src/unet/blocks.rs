@@ -1,7 +1,7 @@
 //! The U-Net's down, mid and up blocks.
 
 use strata_engine::Tensor;
-use strata_kernels::{Padding, concat, upsample_nearest};
+use strata_kernels::{Padding, Weight, concat, upsample_nearest};
 
 use super::transformer::Transformer;
 use crate::build::Builder;
@@ -58,7 +58,7 @@ impl<W> Unit<W> {
     }
 }
 
-impl Unit<Tensor> {
+impl Unit<Weight> {
     /// Of x, beside which the channels of a skip tensor are put.
     fn forward(
         &self,
@@ -121,7 +121,7 @@ impl<W> DownBlock<W> {
     }
 }
 
-impl DownBlock<Tensor> {
+impl DownBlock<Weight> {
     /// Every output is pushed to `skips`, for the up block of the same level.
     pub fn forward(
         &self,
@@ -170,7 +170,7 @@ impl<W> MidBlock<W> {
     }
 }
 
-impl MidBlock<Tensor> {
+impl MidBlock<Weight> {
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, given: Conditions<'_>) -> Result<Tensor> {
         let mut x = x.clone();
         for unit in &self.units {
@@ -217,7 +217,7 @@ impl<W> UpBlock<W> {
     }
 }
 
-impl UpBlock<Tensor> {
+impl UpBlock<Weight> {
     /// Takes as many skips as there are units, last in first out.
     pub fn forward(
         &self,

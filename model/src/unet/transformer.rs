@@ -1,7 +1,7 @@
 //! The U-Net's attention: diffusers' `Transformer2DModel` with one `BasicTransformerBlock`.
 
 use strata_engine::Tensor;
-use strata_kernels::{Act, AttentionArgs, attention, geglu};
+use strata_kernels::{Act, AttentionArgs, Weight, attention, geglu};
 
 use crate::build::Builder;
 use crate::config::UnetConfig;
@@ -96,10 +96,10 @@ impl<W> Transformer<W> {
     }
 }
 
-impl Transformer<Tensor> {
+impl Transformer<Weight> {
     /// x [B, H, W, C], context [B, T, Cc] to [B, H, W, C].
     pub fn forward(&self, cx: &Cx<'_>, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let mut h = self.norm.forward(cx, x, self.proj_in.w.dtype())?;
+        let mut h = self.norm.forward(cx, x, self.proj_in.compute)?;
         cx.tap(&self.norm.path, &h);
         h = self.proj_in.forward_as(cx, &h, x.dtype())?;
         cx.tap(&self.proj_in.path, &h);
@@ -135,9 +135,9 @@ impl<W> Block<W> {
     }
 }
 
-impl Block<Tensor> {
+impl Block<Weight> {
     fn forward(&self, cx: &Cx<'_>, h: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let inner = self.attn1.to_q.w.dtype();
+        let inner = self.attn1.to_q.compute;
         let mut n = self.norm1.forward(cx, h, inner)?;
         let mut h = self.attn1.forward(cx, &n, &n, h)?;
         n = self.norm2.forward(cx, &h, inner)?;
@@ -168,7 +168,7 @@ impl<W> Attention<W> {
     }
 }
 
-impl Attention<Tensor> {
+impl Attention<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor, context: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let q = self.to_q.forward(cx, x)?;
         let a = self.attend(cx, &q, context)?;
@@ -203,7 +203,7 @@ impl<W> FeedForward<W> {
     }
 }
 
-impl FeedForward<Tensor> {
+impl FeedForward<Weight> {
     fn forward(&self, cx: &Cx<'_>, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         let h = geglu(cx.tape, &self.proj.forward(cx, x)?)?;
         cx.tap_at(&self.path, "net.0", &h);

@@ -1,7 +1,7 @@
 //! Frozen convolutions.
 
 use strata_engine::DType;
-use strata_kernels::{ConvArgs, ConvShape, Padding, conv2d, reference};
+use strata_kernels::{ConvArgs, ConvShape, Padding, Weight, conv2d, reference};
 use strata_tests::Row;
 
 use super::hold;
@@ -48,12 +48,8 @@ fn row(case: Case) -> Row {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
         let out = stream.then_some(DType::F32);
-        conv2d(
-            tape,
-            &t[0],
-            &t[1],
-            &ConvArgs { stride, padding, bias, residual, out, loras: &[], prepared: None },
-        )
+        let w = Weight::new(t[1].clone())?;
+        conv2d(tape, &t[0], &w, &ConvArgs { stride, padding, bias, residual, out, loras: &[] })
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);

@@ -1,7 +1,7 @@
 //! Convolutions with LoRA branches.
 
 use strata_engine::DType;
-use strata_kernels::{ConvArgs, ConvShape, Lora, Padding, conv2d, reference};
+use strata_kernels::{ConvArgs, ConvShape, Lora, Padding, Weight, conv2d, reference};
 use strata_tests::Row;
 
 use super::hold;
@@ -52,12 +52,8 @@ fn row(case: Case, branches: &'static [Branch]) -> Row {
         let residual = if residual { rest.next() } else { None };
         let loras: Vec<Lora<'_>> = branches.iter().map(|branch| branch.lora(&mut rest)).collect();
         let (bias, out) = (Some(&t[2]), stream.then_some(DType::F32));
-        conv2d(
-            tape,
-            &t[0],
-            &t[1],
-            &ConvArgs { stride, padding, bias, residual, out, loras: &loras, prepared: None },
-        )
+        let w = Weight::new(t[1].clone())?;
+        conv2d(tape, &t[0], &w, &ConvArgs { stride, padding, bias, residual, out, loras: &loras })
     })
     .reference(move |v| {
         let mut rest = v[3..].iter().map(Vec::as_slice);

@@ -1,7 +1,7 @@
 //! Frozen linear layers, without LoRA.
 
 use strata_engine::DType;
-use strata_kernels::{Act, LinearArgs, linear, reference};
+use strata_kernels::{Act, LinearArgs, Weight, linear, reference};
 use strata_tests::Row;
 
 use super::hold;
@@ -39,7 +39,8 @@ fn row(lead: &[usize], k: usize, n: usize, case: Case) -> Row {
         let mut rest = t[2..].iter();
         let (bias, residual) = (if bias { rest.next() } else { None }, rest.next());
         let out = stream.then_some(DType::F32);
-        linear(tape, &t[0], &t[1], &LinearArgs { bias, residual, act, out, ..LinearArgs::default() })
+        let w = Weight::new(t[1].clone())?;
+        linear(tape, &t[0], &w, &LinearArgs { bias, residual, act, out, ..LinearArgs::default() })
     })
     .reference(move |v| {
         let mut rest = v[2..].iter().map(Vec::as_slice);
@@ -85,7 +86,8 @@ fn linear_onto_its_input() {
     let row = Row::new("x + linear(x)", &[m, k], k).input("x", &[m, k]).frozen("w", &[k, k]).scale(0.2);
     hold([row
         .run(|tape, t| {
-            linear(tape, &t[0], &t[1], &LinearArgs { residual: Some(&t[0]), ..LinearArgs::default() })
+            let w = Weight::new(t[1].clone())?;
+            linear(tape, &t[0], &w, &LinearArgs { residual: Some(&t[0]), ..LinearArgs::default() })
         })
         .reference(move |v| reference::linear(&v[0], &v[1], None, Some(&v[0]), Act::None, &[], [m, k, k]))]);
 }

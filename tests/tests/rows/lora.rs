@@ -1,7 +1,7 @@
 //! Linear layers with LoRA branches.
 
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Act, Gate, LinearArgs, Lora, linear, reference, tape};
+use strata_kernels::{Act, Gate, LinearArgs, Lora, Weight, linear, reference, tape};
 use strata_tests::{Random, Row, Setup, gpu};
 
 use super::hold;
@@ -111,7 +111,7 @@ fn row(
         linear(
             tape,
             &t[0],
-            &t[1],
+            &Weight::new(t[1].clone())?,
             &LinearArgs {
                 bias: Some(&t[2]),
                 residual,
@@ -210,7 +210,8 @@ fn random(gpu: &Gpu, seed: &str, shape: &[usize], dtype: DType) -> Tensor {
 fn a_gate_of_zero_is_the_base_model() {
     for (setup, dtype) in [(Setup::Lane, DType::F16), (Setup::Tile, DType::F32)] {
         let gpu = gpu(setup);
-        let (x, w) = (random(&gpu, "x", &[13, 20], dtype), random(&gpu, "w", &[12, 20], dtype));
+        let x = random(&gpu, "x", &[13, 20], dtype);
+        let w = Weight::new(random(&gpu, "w", &[12, 20], dtype)).unwrap();
         let (down, up) = (random(&gpu, "down", &[4, 20], dtype), random(&gpu, "up", &[12, 4], dtype));
         let run = |gates: &[Gate<'_>]| {
             let tape = tape();
@@ -249,7 +250,8 @@ fn factors_may_be_views() {
     for setup in [Setup::Lane, Setup::Tile] {
         let gpu = gpu(setup);
         let (k, n, r, m) = (10, 7, 3, 5);
-        let (x, w) = (random(&gpu, "x", &[m, k], DType::F32), random(&gpu, "w", &[n, k], DType::F32));
+        let x = random(&gpu, "x", &[m, k], DType::F32);
+        let w = Weight::new(random(&gpu, "w", &[n, k], DType::F32)).unwrap();
         let upstream = random(&gpu, "upstream", &[m, n], DType::F32);
         let run = |down: &Tensor, up: &Tensor, sinks: [&Tensor; 2]| {
             let tape = tape();

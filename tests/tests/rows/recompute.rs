@@ -1,7 +1,7 @@
 //! Recomputing a block instead of keeping what it saves.
 
 use strata_engine::{DType, Gpu, Result, Tape, Tensor};
-use strata_kernels::{Gate, LinearArgs, Lora, geglu, layer_norm, linear, tape};
+use strata_kernels::{Gate, LinearArgs, Lora, Weight, geglu, layer_norm, linear, tape};
 use strata_tests::{Random, Setup, gpu};
 
 const C: usize = 20;
@@ -12,8 +12,8 @@ const RANK: usize = 4;
 struct Block {
     gamma: Tensor,
     beta: Tensor,
-    first: Tensor,
-    second: Tensor,
+    first: Weight,
+    second: Weight,
     down: Tensor,
     up: Tensor,
 }
@@ -28,8 +28,8 @@ impl Block {
         Block {
             gamma: tensor(&[C], DType::F32),
             beta: tensor(&[C], DType::F32),
-            first: tensor(&[8 * C, C], dtype),
-            second: tensor(&[C, 4 * C], dtype),
+            first: Weight::new(tensor(&[8 * C, C], dtype)).unwrap(),
+            second: Weight::new(tensor(&[C, 4 * C], dtype)).unwrap(),
             down: tensor(&[RANK, C], dtype),
             up: tensor(&[8 * C, RANK], dtype),
         }

@@ -36,6 +36,10 @@ impl Posterior {
         Self { mean, std }
     }
 
+    fn is_finite(&self) -> bool {
+        self.mean.iter().chain(&self.std).all(|v| v.is_finite())
+    }
+
     /// A latent: (mean + std · `normal`) · `scaling`, with one standard normal number for each of its values.
     pub fn sample(&self, normal: &[f32], scaling: f32) -> Vec<f32> {
         let pairs = self.mean.iter().zip(&self.std).zip(normal);
@@ -44,6 +48,11 @@ impl Posterior {
 }
 
 impl Latents {
+    /// Of distributions that are there, all of one shape: height, width and channels.
+    pub fn new(latents: Vec<Posterior>, shape: [usize; 3], scaling: f32) -> Self {
+        Self { latents, mirrored: Vec::new(), shape, scaling }
+    }
+
     /// Runs the VAE over a dataset, and its mirrored pictures if `flip`.
     ///
     /// # Errors
@@ -56,6 +65,12 @@ impl Latents {
         for i in 0..dataset.len() {
             let mut rgb = dataset.load_rgb(i)?;
             let (posterior, its_shape) = encode_picture(gpu, vae, &rgb, height, width)?;
+            if !posterior.is_finite() {
+                return Err(Error::Dataset(format!(
+                    "the VAE gives a latent that is not finite for {}; its weights are damaged",
+                    dataset.pictures()[i].path.display()
+                )));
+            }
             latents.push(posterior);
             shape = its_shape;
             if flip {

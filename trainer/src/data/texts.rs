@@ -10,7 +10,7 @@ use crate::{Error, Result};
 
 /// Text states, in host memory and f32. Texts are literal, as captions are: brackets are no weights. Those of over 75 tokens
 /// are read in chunks, as at generation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Texts {
     /// Of each text its chunks, one after the other.
     states: BTreeMap<String, Vec<f32>>,
@@ -21,19 +21,31 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Of states that are there: those of each text, whole chunks of `[tokens, channels]` values, and those of a chunk that
+    /// says nothing.
+    pub fn new(states: BTreeMap<String, Vec<f32>>, nothing: Vec<f32>, shape: [usize; 2]) -> Self {
+        Self { states, nothing, shape }
+    }
+
     /// Runs the text encoder over texts; equal ones count once.
     ///
     /// # Errors
-    /// The GPU fails.
+    /// States are not finite, or the GPU fails.
     pub fn encode(text: &TextEncoder, texts: &BTreeSet<String>) -> Result<Self> {
         let progress = bar(texts.len() as u64, "captions");
         let states = |caption: &str| -> Result<(Vec<f32>, [usize; 2])> {
             let prompts = text.read(&[caption], Reading::Literal, &[])?;
             let states = text.encode(&prompts, 0)?.states;
-            Ok((states.to_f32()?, [states.rows() / prompts[0].chunks(), states.last()]))
+            let values = states.to_f32()?;
+            if !values.iter().all(|v| v.is_finite()) {
+                return Err(Error::Dataset(format!(
+                    "the text encoder gives states that are not finite for {caption:?}; its weights are damaged"
+                )));
+            }
+            Ok((values, [states.rows() / prompts[0].chunks(), states.last()]))
         };
         let (nothing, shape) = states("")?;
-        let mut encoded = Self { states: BTreeMap::new(), nothing, shape };
+        let mut encoded = Self::new(BTreeMap::new(), nothing, shape);
         for caption in texts {
             encoded.states.insert(caption.clone(), states(caption)?.0);
             progress.inc(1);
