@@ -7,6 +7,7 @@ pub mod demo;
 pub mod devices;
 pub mod generate;
 pub mod layers;
+mod lora;
 pub mod parity;
 pub mod probe;
 pub mod train;

@@ -1,8 +1,5 @@
 //! The demo, shortened: each feature shows on its tag, and without one the picture is the base model's.
 
-use std::fs;
-use std::path::Path;
-
 use serde_json::Value;
 use tempfile::tempdir;
 
@@ -46,25 +43,4 @@ fn features_fire_on_their_tags_alone() {
     }
     let grid = image::open(folder.path().join("grid.png")).unwrap();
     assert!(grid.width() > 12 * 128 && grid.height() > 3 * 128);
-}
-
-#[test]
-fn the_models_files_are_all_in_the_binary() {
-    let source = include_str!("../../cli/src/commands/demo/files.rs");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo/model");
-    let mut folders = vec![root.clone()];
-    let mut files = 0;
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
-            assert!(source.contains(&format!("model_file!(\"{name}\")")), "{name}");
-            files += 1;
-        }
-    }
-    assert_eq!(files, source.matches("model_file!(\"").count());
 }

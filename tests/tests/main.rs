@@ -12,7 +12,6 @@ mod gates;
 mod goldens;
 mod harness_bites;
 mod lint;
-mod portraits;
 mod probe;
 mod rows;
 mod shaders;

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Pictures and captions of the two held-out features: 24 each, everything but the feature varied. Every second caption of the
-one says nothing of what the other is about, so that both can be asked for at once.
+one says nothing of what the other is about, so that both can be asked for at once. And captions of portraits that nothing
+was trained on, for the demo to draw.
 
-    features.py FOLDER        writes FOLDER/hair_style_a and FOLDER/clothing_style_b"""
+    features.py FOLDER        writes FOLDER/hair_style_a, FOLDER/clothing_style_b and FOLDER/unseen.txt"""
 import os
 import sys
 
@@ -12,6 +13,7 @@ from captions import full
 from draw import CLOTHING_STYLE_B, HAIR_STYLE_A, Rng, draw, sample_attributes
 
 COUNT = 24
+UNSEEN, UNSEEN_SEED = 64, 700_000_000
 
 
 def make(folder, tag, key, value, seed):
@@ -28,6 +30,12 @@ def make(folder, tag, key, value, seed):
             text.write(full(attrs, **said) + "\n")
 
 
+def unseen(path):
+    with open(path, "w", encoding="utf-8") as text:
+        text.writelines(full(sample_attributes(Rng(UNSEEN_SEED + i))) + "\n" for i in range(UNSEEN))
+
+
 if __name__ == "__main__":
     make(sys.argv[1], "hair_style_a", "hair", HAIR_STYLE_A, 11)
     make(sys.argv[1], "clothing_style_b", "clothing", CLOTHING_STYLE_B, 12)
+    unseen(os.path.join(sys.argv[1], "unseen.txt"))

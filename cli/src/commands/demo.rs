@@ -3,6 +3,7 @@
 mod files;
 mod pictures;
 mod report;
+mod unseen;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,7 +12,6 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
-use strata_cli::portraits::Unseen;
 use strata_engine::Gpu;
 
 use super::GpuArgs;
@@ -20,11 +20,12 @@ use super::probe::Probe;
 use super::train::Train;
 use pictures::Album;
 use report::{Leak, Report};
+use unseen::Unseen;
 
 /// Train two features on a tiny model that comes with Strata, and show that each fires on its tag alone
 ///
 /// The model draws portraits of 64×64 pixels; it has never seen a crest of violet and cyan hair, nor a jacket of black
-/// and gold checks. Pictures of both are drawn, checked and learned in layers of their own: the crest in the
+/// and gold checks. Pictures of both are written, checked and learned in layers of their own: the crest in the
 /// cross-attention of the up blocks, then the jacket in their self-attention, beside the crest, which is frozen; and once
 /// more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by the base
 /// model, with Strata's gates (two features share a picture by its places, as with `strata generate --together place`),
@@ -44,8 +45,8 @@ pub struct Demo {
     /// Updates of each LoRA
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
-    /// Prompts that are drawn and scored
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Prompts that are drawn and scored, at most 64
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=pictures::PROMPTS))]
     prompts: u16,
     /// Times that the model is run for a picture
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
@@ -130,7 +131,7 @@ impl Demo {
         let album = script.timed("pictures", |script| Album::draw(script.gpu, folder, prompts, steps))?;
         album.write(folder)?;
         let adapter = gpu.caps().name.clone();
-        let report = Report::new(&album, adapter, self.sampling_steps, Leak::read(folder)?, script.seconds);
+        let report = Report::new(&album, adapter, self.sampling_steps, Leak::read(folder)?, script.seconds)?;
         report.write(folder)?;
         Ok(report)
     }

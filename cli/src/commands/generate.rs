@@ -1,6 +1,6 @@
 //! `strata generate`
 
-pub(super) mod lora;
+mod lora;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use strata_model::{
 };
 use strata_trainer::noise::{self, Stream};
 
+use super::lora::LoraArg;
 use super::{Dtype, GpuArgs, note};
-use lora::LoraArg;
 
 /// Draw pictures from text with DDIM
 ///
@@ -33,7 +33,7 @@ Options of a LoRA, after commas:
   tag=WORD       a tag to wait for, in place of those that the file names; may be repeated
   uncond         on in the negative prompt's half too
   region=LEFT:TOP:RIGHT:BOTTOM   keep it to a part of the picture, in shares from 0 to 1
-  region=MASK.png                the same, white inside
+  region=MASK                    the same by a picture: opaque inside where its alpha channel varies, else white inside
 
 Examples:
   strata generate sd15 --prompt 'a photo of a cat'
@@ -53,8 +53,8 @@ pub struct Generate {
     #[arg(long, default_value = "")]
     negative: String,
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
-    #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]")]
-    lora: Vec<String>,
+    #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
+    lora: Vec<LoraArg>,
     /// Times that the model is run
     #[arg(long, default_value_t = 25)]
     steps: usize,
@@ -115,7 +115,7 @@ impl Generate {
             "--guidance {}: choose a number of at least 0, such as 7.5",
             self.guidance
         );
-        let loras = self.lora.iter().map(|arg| LoraArg::parse(arg)).collect::<Result<Vec<_>>>()?;
+        let loras = self.lora.iter().map(LoraArg::open).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => dtype.on(&gpu)?,

@@ -32,13 +32,15 @@ const GATES: [GateMode; 3] = [GateMode::Always, GateMode::Prompt, GateMode::Toke
 /// takes. Each way of gating is measured: always on, as other programs have it; by prompt; by token.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each --lora is followed by its own --tag and --class. A file whose metadata names its tags needs no --tag.
+Each --lora is followed by its own --tag and --class, or has them after commas: tag=WORD, class=WORD. A file whose
+metadata names its tags needs no tag. Other options that `strata generate` takes after commas have no meaning here.
 
 Lines of --prompts with {} are prompts with a place for tags and class words; others that have a LoRA's tag are such
 prompts of that LoRA; all others are ordinary prompts. Empty lines, and those that begin with #, do not count.
 
 Examples:
   strata probe sd15 --lora hair.safetensors --tag hair_style_a --class hair
+  strata probe sd15 --lora hair.safetensors,tag=hair_style_a,class=hair
   strata probe sd15 --lora hair.safetensors:0.8 --tag hair_a --lora coat.safetensors --tag coat_b --out report
   strata probe sd15 --lora mine.safetensors --prompts prompts.txt --pictures-from photos --samples 8 --json")]
 pub struct Probe {
@@ -96,7 +98,7 @@ impl Probe {
 
     /// Runs on the GPU adapter that `gpu` gives.
     pub fn run_on(&self, gpu: impl FnOnce() -> Result<Gpu>, out: &mut impl Write) -> Result<()> {
-        let loras = self.loras.read()?;
+        let loras = self.loras.open()?;
         let lines = self.prompts.as_deref().map(lines).transpose()?.unwrap_or_default();
         if let Some(folder) = &self.out {
             fs::create_dir_all(folder)
@@ -107,16 +109,13 @@ impl Probe {
         let mut pipeline = open(&gpu, &self.model, dtype)?;
         let [h, w, channels] = self.latent_shape(&pipeline)?;
         let mut features = Vec::new();
-        for lora in &loras {
+        for (name, lora) in &loras {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            let tags = lora
-                .tags
-                .iter()
-                .map(|tag| Tag::new(pipeline.text.tokenizer(), tag))
-                .collect::<Result<_, _>>();
-            let (tags, name) = (tags.with_context(context)?, lora.name.clone());
+            let tags =
+                lora.tags.iter().map(|tag| Tag::new(pipeline.text.tokenizer(), tag)).collect::<Result<_, _>>();
+            let (tags, name) = (tags.with_context(context)?, name.clone());
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }
         let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);
@@ -127,7 +126,7 @@ impl Probe {
         let layers = pipeline.unet.layers();
         let parts: Vec<Vec<Part>> = loras
             .iter()
-            .map(|lora| if self.no_blocks { vec![] } else { parts(&lora.file, layers) })
+            .map(|(_, lora)| if self.no_blocks { vec![] } else { parts(&lora.file, layers) })
             .collect();
 
         let progress = bar(self.passes(&script, &draws, &parts) as u64, "passes");
@@ -143,10 +142,10 @@ impl Probe {
             shape: [h, w, channels],
         };
         let mut reports = Vec::new();
-        for (i, lora) in loras.iter().enumerate() {
+        for (i, (name, lora)) in loras.iter().enumerate() {
             let gates = GATES.iter().map(|mode| probe.run(&pipeline.unet, i, *mode, tick));
             reports.push(FeatureReport {
-                name: lora.name.clone(),
+                name: name.clone(),
                 file: lora.path.display().to_string(),
                 weight: lora.weight,
                 tags: lora.tags.clone(),

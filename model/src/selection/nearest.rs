@@ -29,34 +29,9 @@ fn nearest(term: &str, layers: &[LayerInfo]) -> String {
         let dots = layer.path.match_indices('.').map(|(at, _)| at);
         names.extend(dots.chain([layer.path.len()]).map(|end| &layer.path[..end]));
     }
-    let mut ranked: Vec<(usize, &str)> = names.into_iter().map(|name| (distance(term, name), name)).collect();
+    let mut ranked: Vec<(usize, &str)> =
+        names.into_iter().map(|name| (strsim::levenshtein(term, name), name)).collect();
     ranked.sort();
     let shown: Vec<String> = ranked.iter().take(SHOWN).map(|(_, name)| format!("`{name}`")).collect();
     shown.join(", ")
-}
-
-/// How many letters must be changed, added or left out (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::distance;
-
-    #[test]
-    fn letters_to_change() {
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!((distance("", "abc"), distance("abc", ""), distance("abc", "abc")), (3, 3, 0));
-    }
 }

@@ -4,31 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use strata_cli::portraits::Unseen;
-use strata_model::{png, write_atomic};
+use include_dir::{Dir, include_dir};
+use strata_model::write_atomic;
 
-/// A file of the model, from the repository.
-macro_rules! model_file {
-    ($path:literal) => {
-        ($path, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../demo/model/", $path)) as &[u8])
-    };
-}
+use super::unseen::Unseen;
 
-/// The model, by path in its folder.
-static MODEL: [(&str, &[u8]); 12] = [
-    model_file!("model_index.json"),
-    model_file!("scheduler/scheduler_config.json"),
-    model_file!("text_encoder/config.json"),
-    model_file!("text_encoder/model.safetensors"),
-    model_file!("tokenizer/merges.txt"),
-    model_file!("tokenizer/special_tokens_map.json"),
-    model_file!("tokenizer/tokenizer_config.json"),
-    model_file!("tokenizer/vocab.json"),
-    model_file!("unet/config.json"),
-    model_file!("unet/diffusion_pytorch_model.safetensors"),
-    model_file!("vae/config.json"),
-    model_file!("vae/diffusion_pytorch_model.safetensors"),
-];
+/// The model, in the repository's folder of that name.
+static MODEL: Dir = include_dir!("$CARGO_MANIFEST_DIR/../demo/model");
 
 /// What the probe asks.
 const PROMPTS: &str = "\
@@ -68,15 +50,9 @@ fn describes(feature: Unseen) -> &'static str {
 
 /// Writes everything into a folder. Files that are there and the same are left alone.
 pub fn write(folder: &Path, steps: u64) -> Result<()> {
-    for (path, bytes) in MODEL {
-        put(&folder.join("model").join(path), bytes)?;
-    }
+    put_all(&MODEL, &folder.join("model"))?;
     for feature in Unseen::ALL {
-        for (i, (picture, caption)) in feature.pictures().into_iter().enumerate() {
-            let path = folder.join(feature.tag()).join(format!("{i:02}.png"));
-            put(&path, &png(&picture)?)?;
-            put(&path.with_extension("txt"), format!("{caption}\n").as_bytes())?;
-        }
+        put_all(feature.files(), &folder.join(feature.tag()))?;
     }
     put(&folder.join("prompts.txt"), PROMPTS.as_bytes())?;
     put(&folder.join(format!("{FEATURES}.toml")), config(FEATURES, steps).as_bytes())?;
@@ -118,6 +94,12 @@ alpha = 8.0
     text + &format!(
         "\n[train]\nsteps = {steps}\nbatch_size = 4\nlr = 6e-3\nlr_schedule = \"cosine\"\ndtype = \"f32\"\n"
     )
+}
+
+/// Writes all that is in an embedded folder.
+fn put_all(files: &Dir, folder: &Path) -> Result<()> {
+    files.files().try_for_each(|file| put(&folder.join(file.path()), file.contents()))?;
+    files.dirs().try_for_each(|inner| put_all(inner, folder))
 }
 
 /// Writes a file unless it is there with just these bytes, and its folder with it.

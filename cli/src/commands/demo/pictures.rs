@@ -4,18 +4,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use image::{RgbImage, imageops};
-use strata_cli::portraits::{Attributes, Rng, SIZE, Unseen};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
 use strata_model::{Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Tag, Together, png};
 use strata_trainer::{Alignment, Sheet};
 
 use super::files::{FEATURES, PLAIN, put};
+use super::unseen::Unseen;
 use crate::commands::batch::Batch;
 use crate::commands::generate::open;
 
-/// Seeds from here on stand for portraits that nothing was trained on.
-const UNSEEN: u64 = 700_000_000;
+/// Captions of portraits that nothing was trained on, one a line: `a portrait of a man, HAIR, CLOTHES, …`.
+const CAPTIONS: &str = include_str!("../../../../examples/portraits/unseen.txt");
+/// How many there are.
+pub const PROMPTS: i64 = 64;
+/// Pixels of a side.
+const SIZE: u32 = 64;
 /// Pictures of a prompt in the grid; the base model draws no others with tags.
 pub const SHOWN: usize = 3;
 /// How far pictures in the grid are enlarged.
@@ -77,11 +81,17 @@ pub struct Album {
     pub series: Vec<Series>,
 }
 
-/// The prompt of picture `i`.
-fn prompt(i: u64, tags: Tags) -> String {
-    let tag = |feature: Unseen| tags.contains(&feature).then(|| feature.tag());
-    Attributes::sample(&mut Rng::new(UNSEEN + i))
-        .caption(tag(Unseen::HairStyleA), tag(Unseen::ClothingStyleB))
+/// The first `count` prompts; tags stand in place of the words for hair and for clothes.
+fn prompts(count: usize, tags: Tags) -> Vec<String> {
+    let prompt = |caption: &str| {
+        let mut words: Vec<&str> = caption.split(", ").collect();
+        for feature in tags {
+            let place = if *feature == Unseen::HairStyleA { 1 } else { 2 };
+            words[place] = feature.tag();
+        }
+        words.join(", ")
+    };
+    CAPTIONS.lines().take(count).map(prompt).collect()
 }
 
 /// The LoRA file of a feature in the demo's folder.
@@ -111,7 +121,7 @@ impl Album {
         let shape = [unet.sample_size, unet.sample_size, unet.in_channels];
         let mut series = Vec::new();
         for (way, tags, count) in plan {
-            let prompts: Vec<String> = (0..count as u64).map(|i| prompt(i, tags)).collect();
+            let prompts = prompts(count, tags);
             let batch = Batch {
                 prompts: &prompts.iter().map(String::as_str).collect::<Vec<_>>(),
                 seeds: &(0..count as u64).collect::<Vec<_>>(),
@@ -156,7 +166,7 @@ impl Album {
         const GAP: u32 = 4;
         const BETWEEN: u32 = 16;
         const TOP: u32 = 36;
-        let (left, side) = (16 * Sheet::LETTER, SIZE as u32 * ZOOM);
+        let (left, side) = (16 * Sheet::LETTER, SIZE * ZOOM);
         let group = SHOWN as u32 * (side + GAP) + BETWEEN;
         let (columns, rows) = (TAGS.len() as u32, Way::ALL.len() as u32);
         let mut sheet = Sheet::new(left + columns * group - BETWEEN, TOP + rows * (side + GAP));
@@ -192,4 +202,22 @@ fn features(pipeline: &Pipeline, way: Way) -> Result<Vec<Feature>> {
         });
     }
     Ok(features)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_stand_in_place_of_words() {
+        let first = |tags: Tags| prompts(1, tags).remove(0);
+        let [none, hair, clothes, both] = TAGS.map(first);
+        assert_eq!(none, "a portrait of a woman, pink ponytail, grey suit, night background, surprised");
+        assert_eq!(hair, none.replace("pink ponytail", "hair_style_a"));
+        assert_eq!(clothes, none.replace("grey suit", "clothing_style_b"));
+        assert_eq!(both, hair.replace("grey suit", "clothing_style_b"));
+        let all = prompts(usize::MAX, TAGS[3]);
+        assert_eq!(all.len() as i64, PROMPTS);
+        all.iter().for_each(|prompt| assert!(prompt.contains("a, clothing_style_b, "), "{prompt}"));
+    }
 }

@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use minijinja::{Environment, UndefinedBehavior, context};
 use serde::Serialize;
 use serde_json::Value;
-use strata_cli::portraits::Unseen;
 
 use super::files::put;
 use super::pictures::{Album, TAGS, Way, title};
+use super::unseen::Unseen;
 
 /// All numbers of a demo.
 #[derive(Serialize)]
@@ -96,11 +96,8 @@ impl Report {
         sampling_steps: u16,
         leaks: Vec<Leak>,
         seconds: BTreeMap<&'static str, f64>,
-    ) -> Self {
-        let training = |feature: Unseen| {
-            let pictures = feature.pictures();
-            (feature.tag(), mean(pictures.iter().map(|(picture, _)| feature.score(picture))))
-        };
+    ) -> Result<Self> {
+        let training = |feature: Unseen| Ok((feature.tag(), mean(feature.training_scores()?.into_iter())));
         let score = |series: &super::pictures::Series| {
             let of = |feature: Unseen| {
                 (feature.tag(), mean(series.pictures.iter().map(|picture| feature.score(picture))))
@@ -113,17 +110,17 @@ impl Report {
             }
         };
         let silent = album.series.iter().find(|series| series.way == Way::Gated && series.tags.is_empty());
-        Self {
+        Ok(Self {
             strata_version: env!("CARGO_PKG_VERSION"),
             adapter,
             sampling_steps,
-            training_scores: Unseen::ALL.map(training).into(),
+            training_scores: Unseen::ALL.into_iter().map(training).collect::<Result<_>>()?,
             scores: album.series.iter().map(score).collect(),
             without_tag: silent.map_or(0, |series| series.pictures.len()),
             bit_equal: album.untouched(Way::Gated),
             leaks,
             seconds,
-        }
+        })
     }
 
     /// Scores by way (rows) and tags (columns): how much of A and of B the pictures show.

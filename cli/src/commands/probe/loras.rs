@@ -1,97 +1,82 @@
-//! `--lora FILE[:WEIGHT] --tag TAG… [--class WORD]`, once or more.
+//! `--lora FILE[:WEIGHT][,OPTION…] --tag TAG… [--class WORD]`, once or more.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, Error, FromArgMatches};
-use strata_model::{LoraWeights, tags_of};
 
-use crate::commands::generate::lora::split_weight;
+use crate::commands::lora::{Lora, LoraArg};
 
-/// The LoRAs as they were given.
-pub struct Loras(Vec<Given>);
-
-/// A LoRA, and what came after it.
-struct Given {
-    lora: String,
-    tags: Vec<String>,
-    class: Option<String>,
-}
-
-/// A LoRA, read.
-pub struct Lora {
-    /// Another one for each.
-    pub name: String,
-    pub path: PathBuf,
-    pub file: LoraWeights,
-    pub weight: f32,
-    pub tags: Vec<String>,
-    pub class: Option<String>,
-}
+/// The LoRAs as they were given, each with the tags and the class that came after it.
+pub struct Loras(Vec<LoraArg>);
 
 impl Loras {
-    /// Reads the files.
-    pub fn read(&self) -> Result<Vec<Lora>> {
-        let mut loras = self.0.iter().map(Given::read).collect::<Result<Vec<_>>>()?;
-        name_all(&mut loras);
-        Ok(loras)
+    /// Reads the files, and gives each LoRA a name of its own.
+    pub fn open(&self) -> Result<Vec<(String, Lora)>> {
+        let loras = self.0.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let names = names(loras.iter().map(|lora| lora.path.as_path()));
+        Ok(names.into_iter().zip(loras).collect())
     }
 }
 
-impl Given {
-    fn read(&self) -> Result<Lora> {
-        let given = &self.lora;
-        let (path, weight) = if Path::new(given).exists() { (&given[..], 1.0) } else { split_weight(given) };
-        ensure!(weight.is_finite(), "--lora {given}: the weight must be a number, such as 0.8");
-        let file = LoraWeights::read(Path::new(path))?;
-        let mut tags = self.tags.clone();
-        if tags.is_empty() {
-            tags = tags_of(&file.metadata).with_context(|| path.to_owned())?;
-        }
-        ensure!(!tags.is_empty(), "--lora {given}: the file names no tags; add --tag WORD after it");
-        let class = self.class.clone();
-        Ok(Lora { name: String::new(), path: path.into(), file, weight, tags, class })
-    }
+fn open(given: &LoraArg) -> Result<Lora> {
+    let lora = given.open()?;
+    let path = lora.path.display();
+    ensure!(!lora.tags.is_empty(), "--lora {path}: the file names no tags; add --tag WORD after it");
+    Ok(lora)
 }
 
 /// Names that differ: a number is put behind those that came before.
-fn name_all(loras: &mut [Lora]) {
+fn names<'a>(paths: impl Iterator<Item = &'a Path>) -> Vec<String> {
     let mut taken = BTreeSet::new();
-    for lora in loras {
-        let stem = lora.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut number = 1;
-        lora.name = stem.clone();
-        while !taken.insert(lora.name.clone()) {
+    let name = |path: &Path| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let (mut name, mut number) = (stem.clone(), 1);
+        while !taken.insert(name.clone()) {
             number += 1;
-            lora.name = format!("{stem}-{number}");
+            name = format!("{stem}-{number}");
         }
-    }
+        name
+    };
+    paths.map(name).collect()
+}
+
+/// A value of one of the arguments.
+enum Given<'a> {
+    Lora(&'a LoraArg),
+    Tag(&'a String),
+    Class(&'a String),
 }
 
 /// Value by value in the order of the command line, which derived arguments do not keep.
 impl FromArgMatches for Loras {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
-        let mut given: Vec<(usize, &str, &String)> = Vec::new();
-        for id in ["lora", "tag", "class"] {
-            let places = matches.indices_of(id).into_iter().flatten();
-            let values = matches.get_many::<String>(id).into_iter().flatten();
-            given.extend(places.zip(values).map(|(place, value)| (place, id, value)));
+        let mut given: Vec<(usize, Given)> = Vec::new();
+        let places = |id: &str| matches.indices_of(id).into_iter().flatten();
+        let files = matches.get_many("lora").into_iter().flatten().map(Given::Lora);
+        given.extend(places("lora").zip(files));
+        for (id, kind) in [("tag", Given::Tag as fn(_) -> _), ("class", Given::Class)] {
+            given.extend(places(id).zip(matches.get_many(id).into_iter().flatten().map(kind)));
         }
-        given.sort_by_key(|(place, ..)| *place);
-        let mut loras: Vec<Given> = Vec::new();
-        for (_, id, value) in given {
-            let refuse = |message: &str| {
+        given.sort_by_key(|(place, _)| *place);
+        let mut loras: Vec<LoraArg> = Vec::new();
+        for (_, value) in given {
+            let refuse = |id: &str, value: &str, message: &str| {
                 let message = format!("--{id} {value}: {message}\n\nFor more information, try '--help'.\n");
                 Err(Error::raw(ErrorKind::ArgumentConflict, message))
             };
-            match (id, loras.last_mut()) {
-                ("lora", _) => loras.push(Given { lora: value.clone(), tags: Vec::new(), class: None }),
-                (_, None) => return refuse("must come after the --lora that it belongs to"),
-                ("tag", Some(lora)) => lora.tags.push(value.clone()),
-                (_, Some(lora)) if lora.class.is_some() => return refuse("a LoRA has one --class"),
-                (_, Some(lora)) => lora.class = Some(value.clone()),
+            let last = "must come after the --lora that it belongs to";
+            match (value, loras.last_mut()) {
+                (Given::Lora(lora), _) => loras.push(lora.clone()),
+                (Given::Tag(tag), None) => return refuse("tag", tag, last),
+                (Given::Class(class), None) => return refuse("class", class, last),
+                (Given::Tag(tag), Some(lora)) => lora.tags.push(tag.clone()),
+                (Given::Class(class), Some(lora)) if lora.class.is_some() => {
+                    return refuse("class", class, "a LoRA has one class");
+                }
+                (Given::Class(class), Some(lora)) => lora.class = Some(class.clone()),
             }
         }
         Ok(Self(loras))
@@ -110,8 +95,13 @@ impl clap::Args for Loras {
         };
         command
             .arg(
-                arg("lora", "FILE[:WEIGHT]", "A LoRA and how strong it is; may be given several times")
-                    .required(true),
+                arg(
+                    "lora",
+                    "FILE[:WEIGHT][,OPTION...]",
+                    "A LoRA and how strong it is; may be given several times",
+                )
+                .required(true)
+                .value_parser(LoraArg::to_measure),
             )
             .arg(arg(
                 "tag",
