@@ -1,5 +1,7 @@
 //! What is learned from: pictures and captions, and what the frozen VAE and CLIP say about them.
 
 pub(crate) mod cache;
+pub(crate) mod caption;
 pub(crate) mod dataset;
+pub(crate) mod picture;
 pub(crate) mod tags;

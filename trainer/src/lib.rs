@@ -18,7 +18,7 @@ pub use config::{
     Resolution, Schedule, SilenceConfig, TrainConfig,
 };
 pub use data::cache::{Latents, Posterior, Texts};
-pub use data::dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
+pub use data::dataset::{Dataset, LeftOut, PICTURE_EXTENSIONS, Picture, Why, mirror};
 pub use data::tags::Tags;
 pub use error::{Error, Result};
 pub use features::preserve::Preservation;

@@ -266,6 +266,7 @@ mod tests {
             timestep_spacing: Spacing::Leading,
             clip_sample: false,
             thresholding: false,
+            notes: Vec::new(),
         };
         NoiseSchedule::new(&config).unwrap()
     }
