@@ -1,21 +1,59 @@
 //! Files that are either whole or not there.
 
 use crate::{Error, Result};
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
+use std::time::Duration;
+use tempfile::NamedTempFile;
+
+/// What the names of temporary files begin and end with.
+const MARKS: [&str; 2] = [".strata-", ".tmp"];
+
+/// After this long nobody is about to lock a temporary file any more.
+const SETTLED: Duration = Duration::from_secs(60);
 
 /// Writes `path` through a temporary file in the same folder, synced and then renamed over it. Whatever fails (the
-/// closure, a full disk, a crash), a file already at `path` stays as it was and the temporary one is removed.
+/// closure, a full disk, a crash), a file already at `path` stays as it was and the temporary one is removed: at once,
+/// or by the next write to that folder where the process died.
 ///
 /// # Errors
 /// The folder is missing or not writable, the closure fails, or the disk does.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let folder = match path.parent() {
+    try_write(folder_of(path), path, write).map_err(Error::io("write", path))
+}
+
+/// Tries whether a file of so many bytes can be written at `path`, before the work that it is to keep. Of several
+/// files on one disk, ask for the sum.
+///
+/// # Errors
+/// `path` is a folder, its folder is missing or not writable, or the disk has less space.
+pub fn check_room(path: &Path, bytes: u64) -> Result<()> {
+    const MIB: f64 = 1048576.0;
+    if path.is_dir() {
+        return Err(Error::file(path, "is a folder; name a file"));
+    }
+    let folder = folder_of(path);
+    let free = temporary(folder).and_then(|_removed| fs4::available_space(folder));
+    let free = free.map_err(Error::io("write", path))?;
+    if free < bytes {
+        return Err(Error::file(
+            path,
+            format!(
+                "needs {:.1} MiB, but the disk has {:.1} MiB free; make room, or choose another place",
+                bytes as f64 / MIB,
+                free as f64 / MIB
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
-    };
-    try_write(folder, path, write).map_err(Error::io("write", path))
+    }
 }
 
 fn try_write(
@@ -23,19 +61,8 @@ fn try_write(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    if !folder.is_dir() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("there is no folder {}", folder.display()),
-        ));
-    }
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".strata-").suffix(".tmp");
-    // Temporary files are private by default; this one becomes the user's file and follows their umask.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder)?;
-
+    remove_left_behind(folder);
+    let mut file = temporary(folder)?;
     let mut buffer = BufWriter::new(file.as_file_mut());
     write(&mut buffer)?;
     buffer.flush()?;
@@ -47,4 +74,101 @@ fn try_write(
         fs::File::open(folder)?.sync_all()?;
     }
     Ok(())
+}
+
+/// A file in `folder` that is removed when it is dropped. Its lock says that the process which writes it lives.
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    if !folder.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("there is no folder {}", folder.display()),
+        ));
+    }
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(MARKS[0]).suffix(MARKS[1]);
+    // Temporary files are private by default; this one becomes the user's file and follows their umask.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder)?;
+    // Where a file system knows no locks, its age must do.
+    let _ = file.as_file().lock();
+    Ok(file)
+}
+
+/// Removes the temporary files of processes that died. Failing costs space alone, so nothing is said of it.
+fn remove_left_behind(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let [start, end] = MARKS.map(str::as_bytes);
+        let ours = name.as_encoded_bytes().starts_with(start) && name.as_encoded_bytes().ends_with(end);
+        if ours && is_left_behind(&entry.path()).unwrap_or(false) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether nobody writes a temporary file any more. It is empty until its writer has locked it.
+fn is_left_behind(path: &Path) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let settled = metadata.modified()?.elapsed().is_ok_and(|age| age > SETTLED);
+    Ok(match file.try_lock() {
+        Ok(()) => settled || metadata.len() > 0,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => settled,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dead_processes_left_behind_is_removed_and_what_is_being_written_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let dead = put(".strata-dead.tmp", "half");
+        // its writer may be about to lock it
+        let new = put(".strata-new.tmp", "");
+        let old = put(".strata-old.tmp", "");
+        let hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        File::options().write(true).open(&old).unwrap().set_modified(hour_ago).unwrap();
+        let others = [put("strata-x.tmp", "x"), put(".strata-x.txt", "x")];
+        let mut living = temporary(folder.path()).unwrap();
+        living.write_all(b"half").unwrap();
+
+        let path = folder.path().join("out");
+        write_atomic(&path, |out| out.write_all(b"whole")).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert!(!dead.exists() && !old.exists());
+        assert!(new.exists() && living.path().exists() && others.iter().all(|other| other.exists()));
+    }
+
+    #[test]
+    fn a_place_is_tried_before_it_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("out.safetensors");
+        check_room(&file, 1).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "it leaves nothing");
+        let message = |path: &Path, bytes: u64| check_room(path, bytes).unwrap_err().to_string();
+        let full = message(&file, u64::MAX);
+        assert!(full.contains("out.safetensors") && full.contains("17592186044416.0 MiB"), "{full}");
+        assert!(message(folder.path(), 1).contains("is a folder"));
+        let nowhere = message(&folder.path().join("none").join("out"), 1);
+        assert!(nowhere.contains("there is no folder"), "{nowhere}");
+        fs::write(&file, "").unwrap();
+        assert!(message(&file.join("out"), 1).contains("there is no folder"));
+    }
+
+    /// Permissions do not stop root; a file system that takes no files does.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_place_that_takes_no_files_is_told() {
+        let message = check_room(Path::new("/proc/out.safetensors"), 1).unwrap_err().to_string();
+        assert!(message.starts_with("cannot write /proc/out.safetensors"), "{message}");
+    }
 }

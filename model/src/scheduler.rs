@@ -43,7 +43,8 @@ impl NoiseSchedule {
     /// The schedule that a configuration describes.
     ///
     /// # Errors
-    /// Betas outside 0 < β < 1, or `trained_betas` of another length than `num_train_timesteps`.
+    /// Betas outside 0 < β < 1, `trained_betas` of another length than `num_train_timesteps`, or a timestep of pure noise
+    /// in a model that predicts noise.
     pub fn new(config: &SchedulerConfig) -> Result<Self> {
         let betas = betas(config);
         if betas.len() != config.num_train_timesteps {
@@ -68,6 +69,14 @@ impl NoiseSchedule {
         let mut alphas_cumprod: Vec<f64> = betas.iter().scan(1.0, cumulate).collect();
         if config.rescale_betas_zero_snr {
             rescale_to_zero_snr(&mut alphas_cumprod);
+        }
+        let pure = alphas_cumprod.iter().position(|alpha| *alpha == 0.0);
+        if let (Some(t), PredictionType::Epsilon) = (pure, config.prediction_type) {
+            return Err(Error::Scheduler(format!(
+                "timestep {t} is pure noise (rescale_betas_zero_snr), from which a model that predicts noise (epsilon) tells \
+                 nothing; if it was trained that way its prediction_type is v_prediction, else set rescale_betas_zero_snr to \
+                 false in scheduler_config.json"
+            )));
         }
         Ok(Self { alphas_cumprod, prediction: config.prediction_type })
     }
@@ -200,12 +209,6 @@ impl Ddim {
         let mut alphas = Vec::with_capacity(steps);
         for &t in &timesteps {
             let here = schedule.alpha_cumprod(t)?;
-            if here == 0.0 && schedule.prediction == PredictionType::Epsilon {
-                let message = format!(
-                    "timestep {t} is pure noise (rescale_betas_zero_snr), where predicting noise says nothing; the model needs v_prediction"
-                );
-                return Err(Error::Scheduler(message));
-            }
             // Diffusers steps back by the same stride whatever the spacing.
             let next = t.checked_sub(total / steps).map_or(last, |t| schedule.alphas_cumprod[t]);
             alphas.push((here, next));

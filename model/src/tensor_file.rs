@@ -3,7 +3,7 @@
 //! Layout: 8 bytes little-endian header length, JSON header, raw little-endian data. Reads are plain seeks rather than
 //! a memory map: a map needs `unsafe` and turns a file that shrinks under us into a crash instead of an error.
 
-use crate::{Error, Result, write_atomic};
+use crate::{Error, Result, sniff, write_atomic};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -32,20 +32,30 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("open", path))?.len();
-        let mut prefix = [0; 8];
-        if length < 8 {
-            return Err(Error::file(path, format!("not a safetensors file: it has only {length} bytes")));
-        }
-        file.read_exact(&mut prefix).map_err(Error::io("read", path))?;
-        let header_length = u64::from_le_bytes(prefix);
-        if header_length > MAX_HEADER.min(length - 8) {
-            let message = format!(
-                "not a safetensors file, or cut off: a header of {header_length} bytes in a file of {length}"
-            );
-            return Err(Error::file(path, message));
+        let mut start = Vec::new();
+        Read::by_ref(&mut file)
+            .take(sniff::ENOUGH)
+            .read_to_end(&mut start)
+            .map_err(Error::io("read", path))?;
+        let header_length = start.first_chunk().map_or(u64::MAX, |prefix| u64::from_le_bytes(*prefix));
+        if header_length > MAX_HEADER.min(length.saturating_sub(8)) {
+            return Err(Error::file(
+                path,
+                match sniff::by_bytes(&start) {
+                    Some(found) => format!("not a safetensors file, but {found}"),
+                    None if header_length > MAX_HEADER => {
+                        "not a safetensors file: it begins with no header".into()
+                    }
+                    None => format!(
+                        "cut off: a header of {header_length} bytes in a file of {length}; fetch it again"
+                    ),
+                },
+            ));
         }
         let mut header = vec![0; header_length as usize];
-        file.read_exact(&mut header).map_err(Error::io("read", path))?;
+        file.seek(SeekFrom::Start(8))
+            .and_then(|_| file.read_exact(&mut header))
+            .map_err(Error::io("read", path))?;
         let header: Metadata = serde_json::from_slice(&header)
             .map_err(|e| Error::file(path, format!("damaged safetensors header: {e}")))?;
 
@@ -84,7 +94,7 @@ impl TensorFile {
     /// Reads one tensor as f32, row-major.
     ///
     /// # Errors
-    /// No such tensor, a dtype other than F16, BF16, F32, F64 or I64, or the read fails.
+    /// No such tensor, a dtype other than F16, BF16, F32, F64 or I64, a value that is NaN or infinite, or the read fails.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let Some(info) = self.tensors.get(name) else {
             return Err(Error::MissingTensor {
@@ -114,7 +124,17 @@ impl TensorFile {
             .seek(SeekFrom::Start(self.data_start + start as u64))
             .and_then(|_| self.file.read_exact(&mut bytes))
             .map_err(Error::io("read", &self.path))?;
-        Ok(convert(&bytes))
+        let values = convert(&bytes);
+        let bad = values.iter().filter(|value| !value.is_finite()).count();
+        if bad > 0 {
+            let message = format!(
+                "tensor `{name}` is broken: {bad} of its {} values are NaN or infinite; the file is damaged, or what made \
+                 it diverged: fetch or make it again",
+                values.len()
+            );
+            return Err(Error::file(&self.path, message));
+        }
+        Ok(values)
     }
 }
 

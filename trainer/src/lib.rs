@@ -17,7 +17,7 @@ pub use config::{
     Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
     Resolution, Schedule, SilenceConfig, TrainConfig,
 };
-pub use data::dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
+pub use data::dataset::{Dataset, LeftOut, PICTURE_EXTENSIONS, Picture, Why, mirror};
 pub use data::latents::{Latents, Posterior};
 pub use data::tags::Tags;
 pub use data::texts::Texts;

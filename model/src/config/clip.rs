@@ -38,6 +38,8 @@ pub struct ClipConfig {
     pub max_position_embeddings: usize,
     /// The end token by this file; old files are wrong about it, see [`pooled_index`].
     pub eos_token_id: u32,
+    /// What of the file was not used, and why: a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl ClipConfig {
@@ -77,12 +79,12 @@ impl ClipConfig {
             layer_norm_eps: positive(&mut f, "layer_norm_eps", 1e-5)?,
             max_position_embeddings: f.count("max_position_embeddings", 77)?,
             eos_token_id: f.or("eos_token_id", 49407)?,
+            notes: f.finish()?,
         };
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             let message = format!("must divide hidden_size {}", config.hidden_size);
             return Err(f.refuse("num_attention_heads", &json!(config.num_attention_heads), message));
         }
-        f.finish()?;
         Ok(config)
     }
 
@@ -98,6 +100,7 @@ impl ClipConfig {
             layer_norm_eps: 1e-5,
             max_position_embeddings: 77,
             eos_token_id: 49407,
+            notes: Vec::new(),
         }
     }
 }

@@ -6,20 +6,47 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::{Error, Result};
+use crate::{Error, Result, sniff};
+
+/// Settings of diffusers' `EMAModel`, which it writes into the model's own file.
+const EMA: [&str; 10] = [
+    "collected_params",
+    "decay",
+    "foreach",
+    "inv_gamma",
+    "min_decay",
+    "model_cls",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+];
 
 /// One JSON object being read: every key asked for is removed, and what remains at the end is unknown.
 pub(super) struct Fields {
     path: PathBuf,
     pub map: Map<String, Value>,
+    notes: Vec<String>,
 }
 
 impl Fields {
     pub fn open(path: &Path) -> Result<Self> {
-        let text = fs::read(path).map_err(Error::io("read", path))?;
-        let map = serde_json::from_slice(&text)
-            .map_err(|e| Error::file(path, format!("not a JSON object: {e}")))?;
-        Ok(Self { path: path.into(), map })
+        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let parse = |text: &str| serde_json::from_str(&quote_non_finite(text)).map_err(|e| e.to_string());
+        let text = std::str::from_utf8(&bytes).map_err(|e| e.to_string());
+        let map = text.and_then(|text| parse(text.trim_start_matches('\u{feff}'))).map_err(|reason| {
+            let message = match sniff::by_bytes(&bytes) {
+                Some(found) => format!("not JSON, but {found}"),
+                None => format!("not a JSON object: {reason}"),
+            };
+            Error::file(path, message)
+        })?;
+        Ok(Self { path: path.into(), map, notes: Vec::new() })
+    }
+
+    /// The class that wrote the file; empty where it does not say.
+    pub fn class(&self) -> &str {
+        self.map.get("_class_name").and_then(Value::as_str).unwrap_or_default()
     }
 
     pub fn refuse(&self, key: &str, value: &Value, message: impl Into<String>) -> Error {
@@ -92,14 +119,28 @@ impl Fields {
         }
     }
 
-    /// Refuses what was never asked for.
-    pub fn finish(mut self) -> Result<()> {
+    /// As [`skip`](Self::skip), and says so of those that are set.
+    pub fn set_aside(&mut self, keys: &[&str], whose: &str) {
+        let set: Vec<&str> = keys
+            .iter()
+            .copied()
+            .filter(|key| !matches!(self.map.remove(*key), None | Some(Value::Null | Value::Bool(false))))
+            .collect();
+        if !set.is_empty() {
+            let path = self.path.display();
+            self.notes.push(format!("{path}: not used, since of {whose}: {}", set.join(", ")));
+        }
+    }
+
+    /// Refuses what was never asked for. Returns what was set aside.
+    pub fn finish(&mut self) -> Result<Vec<String>> {
+        self.set_aside(&EMA, "EMAModel, which averages weights while a model is trained");
         let unknown = |key: &str, value: &Value| {
             !key.starts_with('_') && !matches!(value, Value::Null | Value::Bool(false))
         };
         let key = self.map.iter().find(|(key, value)| unknown(key, value)).map(|(key, _)| key.clone());
         match key {
-            None => Ok(()),
+            None => Ok(std::mem::take(&mut self.notes)),
             Some(key) => {
                 let value = self.map.remove(&key).unwrap_or_default();
                 Err(self.refuse(
@@ -110,6 +151,26 @@ impl Fields {
             }
         }
     }
+}
+
+/// Python writes numbers that JSON does not have. As strings they may stand where nothing is read, and are refused by name
+/// where a number is.
+fn quote_non_finite(text: &str) -> String {
+    let (mut quoted, mut rest, mut in_string) = (String::with_capacity(text.len()), text, false);
+    while let Some(c) = rest.chars().next() {
+        let number = ["-Infinity", "Infinity", "NaN"].into_iter().find(|n| !in_string && rest.starts_with(n));
+        let mut taken = number.map_or(c.len_utf8(), str::len);
+        if in_string && c == '\\' {
+            taken += rest[1..].chars().next().map_or(0, char::len_utf8);
+        }
+        in_string ^= c == '"';
+        match number {
+            Some(number) => quoted.extend(["\"", number, "\""]),
+            None => quoted.push_str(&rest[..taken]),
+        }
+        rest = &rest[taken..];
+    }
+    quoted
 }
 
 /// The groups of norms, which must divide the channels of every level.

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use crate::sniff::by_tensors;
+use crate::tensor_file::TensorFile;
 use crate::{Error, Result};
 
 /// `model_index.json`: which class each component folder holds.
@@ -21,12 +23,11 @@ impl ModelIndex {
     /// text encoder, tokenizer and scheduler folder.
     ///
     /// # Errors
-    /// The file is missing, names another pipeline or component class, or a folder is missing.
+    /// The file is missing (then what is there instead is named), names another pipeline or component class, or a folder is missing.
     pub fn open(root: &Path) -> Result<Self> {
         let path = root.join("model_index.json");
         if !path.is_file() {
-            let message = "no model_index.json here; expected the folder of a diffusers pipeline (single-file checkpoints must be converted first)";
-            return Err(Error::file(root, message));
+            return Err(no_pipeline(root));
         }
         let mut fields = Fields::open(&path)?;
         let pipeline: String = fields.or("_class_name", String::new())?;
@@ -36,7 +37,7 @@ impl ModelIndex {
             return Err(fields.refuse(
                 "_class_name",
                 &json!(pipeline),
-                "only Stable Diffusion 1.x and 2.x pipelines are supported",
+                "only Stable Diffusion 1.x and 2.x pipelines are supported; take a model of those",
             ));
         }
         let mut scheduler = String::new();
@@ -72,4 +73,44 @@ impl ModelIndex {
         // A safety checker and the like sit beside the model and never touch training.
         Ok(Self { pipeline, scheduler })
     }
+}
+
+/// What is there instead of a pipeline's folder.
+fn no_pipeline(root: &Path) -> Error {
+    if root.is_file() {
+        return match TensorFile::open(root) {
+            Ok(file) => {
+                let message = format!(
+                    "a single file where a model's folder is wanted; it seems to be {}",
+                    by_tensors(&file)
+                );
+                Error::file(root, message)
+            }
+            Err(error) => error,
+        };
+    }
+    let message = match hub_id(root) {
+        _ if root.is_dir() => {
+            "no model_index.json here; expected the folder of a diffusers pipeline (single-file \
+                               checkpoints must be converted first)"
+                .to_owned()
+        }
+        Some(id) => format!(
+            "there is no such folder; if {id} is meant as a model on a hub: nothing is downloaded from there, so get it \
+             first, `hf download {id} --local-dir FOLDER`, and give that folder"
+        ),
+        None => "there is no such folder; give the folder of a diffusers pipeline".to_owned(),
+    };
+    Error::file(root, message)
+}
+
+/// `owner/name` at the end of a path, where neither is there but what they would lie in is.
+fn hub_id(path: &Path) -> Option<String> {
+    let (owner, name) = (path.parent()?, path.file_name()?.to_str()?);
+    let base = owner.parent()?;
+    let (base, owner_name) =
+        (if base == Path::new("") { Path::new(".") } else { base }, owner.file_name()?.to_str()?);
+    let plain = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let fits = base.is_dir() && !owner.exists() && plain(owner_name) && plain(name);
+    fits.then(|| format!("{owner_name}/{name}"))
 }

@@ -70,6 +70,8 @@ pub struct SchedulerConfig {
     pub clip_sample: bool,
     /// Whether a sampler thresholds, which is for pixels and refused by [`Ddim`](crate::Ddim).
     pub thresholding: bool,
+    /// What of the file was not used, and why: a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl SchedulerConfig {
@@ -80,7 +82,7 @@ impl SchedulerConfig {
     /// As [`UnetConfig::open`](super::UnetConfig::open); flow matching is refused.
     pub fn open(path: &Path) -> Result<Self> {
         let mut f = Fields::open(path)?;
-        let class: String = f.or("_class_name", String::new())?;
+        let class = f.class().to_owned();
         if class.contains("Flow") {
             return Err(f.refuse("_class_name", &json!(class), "flow matching is not supported"));
         }
@@ -130,6 +132,31 @@ impl SchedulerConfig {
             "time_shift_type",
             "use_dynamic_shifting",
         ]);
+        // Rarer ones.
+        f.set_aside(
+            &[
+                "base_image_seq_len",
+                "base_shift",
+                "clip_denoised",
+                "corrector_order",
+                "correct_steps",
+                "eta",
+                "invert_sigmas",
+                "max_image_seq_len",
+                "max_shift",
+                "noise_sampler_seed",
+                "predictor_order",
+                "s_noise",
+                "sampling_eps",
+                "set_alpha_to_zero",
+                "shift",
+                "snr",
+                "stochastic_sampling",
+                "tau_func",
+                "timestep_values",
+            ],
+            "other samplers than DDIM, with which pictures are made here",
+        );
         let clips_by_default = class.starts_with("DDIM") || class.starts_with("DDPM");
         let config = Self {
             num_train_timesteps: f.count("num_train_timesteps", 1000)?,
@@ -144,8 +171,8 @@ impl SchedulerConfig {
             timestep_spacing: f.or("timestep_spacing", Spacing::Leading)?,
             clip_sample: f.or("clip_sample", clips_by_default)?,
             thresholding: f.or("thresholding", false)?,
+            notes: f.finish()?,
         };
-        f.finish()?;
         Ok(config)
     }
 }

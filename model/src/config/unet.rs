@@ -40,6 +40,8 @@ pub struct UnetConfig {
     pub freq_shift: f64,
     /// Width and height of the latents the model was trained on.
     pub sample_size: usize,
+    /// What of the file was not used, and why: a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl UnetConfig {
@@ -49,6 +51,7 @@ impl UnetConfig {
     /// Not readable, a setting that is not supported, an unknown setting, or numbers that do not fit together.
     pub fn open(path: &Path) -> Result<Self> {
         let mut f = Fields::open(path)?;
+        refuse_other_models(&mut f)?;
         let null = Value::Null;
         for key in [
             "class_embed_type",
@@ -168,8 +171,8 @@ impl UnetConfig {
             down_blocks,
             up_blocks,
             heads,
+            notes: f.finish()?,
         };
-        f.finish()?;
         Ok(config)
     }
 
@@ -191,6 +194,7 @@ impl UnetConfig {
             flip_sin_to_cos: true,
             freq_shift: 0.0,
             sample_size: 64,
+            notes: Vec::new(),
         }
     }
 
@@ -198,4 +202,35 @@ impl UnetConfig {
     pub fn time_embed_dim(&self) -> usize {
         4 * self.block_out_channels[0]
     }
+}
+
+/// Names models that are not Stable Diffusion from text to image, before a setting of theirs is refused that says less.
+fn refuse_other_models(f: &mut Fields) -> Result<()> {
+    const ADVICE: &str =
+        "only models of Stable Diffusion 1.x and 2.x from text to picture are supported: take one of those";
+    let class = f.class();
+    if !matches!(class, "" | "UNet2DConditionModel") {
+        return Err(f.refuse("_class_name", &json!(class), format!("not a UNet2DConditionModel; {ADVICE}")));
+    }
+    if let Some(kind @ Value::String(_)) = f.map.get("addition_embed_type") {
+        let message = format!("as in Stable Diffusion XL, which is not supported; {ADVICE}");
+        return Err(f.refuse("addition_embed_type", kind, message));
+    }
+    let channels = |key: &str| f.map.get(key).map_or(Some(4), Value::as_u64);
+    let (Some(inward), Some(outward)) = (channels("in_channels"), channels("out_channels")) else {
+        return Ok(());
+    };
+    let kind = match (inward, outward) {
+        (inward, outward) if inward == outward => return Ok(()),
+        (9, 4) => "an inpainting model, which also reads a mask and the masked picture",
+        (8, 4) => "an InstructPix2Pix model, which also reads the picture to be changed",
+        (7, 4) => "an upscaler, which also reads the small picture",
+        (5, 4) => "a depth model, which also reads a depth map",
+        _ => "a model that also reads something else",
+    };
+    let message = format!(
+        "with out_channels {outward} that is {kind}; train on the model from text to picture that it was made from, whose \
+         LoRAs fit it as well"
+    );
+    Err(f.refuse("in_channels", &json!(inward), message))
 }

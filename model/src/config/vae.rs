@@ -30,12 +30,15 @@ pub struct VaeConfig {
     pub use_post_quant_conv: bool,
     /// Whether the mid blocks have attention.
     pub mid_block_add_attention: bool,
+    /// What of the file was not used, and why: a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl VaeConfig {
     /// Reads an `AutoencoderKL`'s config.json. Errors as [`UnetConfig::open`](super::UnetConfig::open).
     pub fn open(path: &Path) -> Result<Self> {
         let mut f = Fields::open(path)?;
+        refuse_other_autoencoders(&f)?;
         f.only("act_fn", &[json!("silu"), json!("swish")])?;
         f.only("down_block_types", &[json!("DownEncoderBlock2D")])?;
         f.only("up_block_types", &[json!("UpDecoderBlock2D")])?;
@@ -56,8 +59,8 @@ impl VaeConfig {
             use_post_quant_conv: f.or("use_post_quant_conv", true)?,
             mid_block_add_attention: f.or("mid_block_add_attention", true)?,
             block_out_channels,
+            notes: f.finish()?,
         };
-        f.finish()?;
         Ok(config)
     }
 
@@ -74,6 +77,7 @@ impl VaeConfig {
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
+            notes: Vec::new(),
         }
     }
 
@@ -81,4 +85,21 @@ impl VaeConfig {
     pub fn downscale(&self) -> usize {
         1 << (self.block_out_channels.len() - 1)
     }
+}
+
+/// Names autoencoders whose latents are not those that Stable Diffusion's U-Net was trained on.
+fn refuse_other_autoencoders(f: &Fields) -> Result<()> {
+    const ADVICE: &str = "use the VAE that came with the model, an AutoencoderKL";
+    let class = f.class();
+    let what = match class {
+        _ if class == "VQModel" || f.map.contains_key("num_vq_embeddings") => {
+            "a VQ model, whose latents are of a codebook"
+        }
+        _ if class == "AutoencoderTiny" || f.map.contains_key("decoder_block_out_channels") => {
+            "a tiny autoencoder, made for previews"
+        }
+        "" | "AutoencoderKL" => return Ok(()),
+        _ => "an autoencoder that is not supported",
+    };
+    Err(f.refuse("_class_name", &json!(class), format!("{what}; {ADVICE}")))
 }

@@ -1,10 +1,10 @@
 //! The log of a run: one line of JSON a step, to be plotted or watched while the run goes on.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::training::tensorboard::TensorBoard;
 use crate::{Error, ProbeRecord, Result};
@@ -38,6 +38,13 @@ pub struct StepRecord {
     pub samples_per_second: f64,
 }
 
+/// Where in a log another run begins.
+#[derive(Serialize, Deserialize)]
+struct RunRecord {
+    /// The how-manieth; the first has no such line.
+    run: u64,
+}
+
 /// A log that is being written.
 #[derive(Debug)]
 pub struct StepLog {
@@ -46,17 +53,8 @@ pub struct StepLog {
 }
 
 impl StepLog {
-    /// Starts an empty log, and its folder where there is none. A log of an earlier run is overwritten.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where the folder or the file cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
-        let log = Self::append(path)?;
-        log.file.set_len(0).map_err(Error::io("empty log", path))?;
-        Ok(log)
-    }
-
-    /// Goes on with a log, or starts one.
+    /// Starts a log, and its folder where there is none; or goes on with one, which is never emptied: a line
+    /// `{"run": 2}` then says that another run begins, whose steps count from 0 again.
     ///
     /// A run that was killed may have left half a line; the next line is not glued to it.
     ///
@@ -72,8 +70,12 @@ impl StepLog {
             .create(true)
             .open(path)
             .map_err(Error::io("open log", path))?;
-        end_line(&mut file).map_err(Error::io("go on with log", path))?;
-        Ok(Self { path: path.to_owned(), file })
+        let runs = runs(&mut file).map_err(Error::io("go on with log", path))?;
+        let mut log = Self { path: path.to_owned(), file };
+        if runs > 0 {
+            log.write(&RunRecord { run: runs + 1 })?;
+        }
+        Ok(log)
     }
 
     /// Adds a line, of a [`StepRecord`] or a [`ProbeRecord`](crate::ProbeRecord), which is in the file when this returns: nothing is buffered.
@@ -128,16 +130,18 @@ impl Logs {
     }
 }
 
-/// Ends the last line of a file that does not end one.
-fn end_line(file: &mut File) -> std::io::Result<()> {
-    if file.seek(SeekFrom::End(0))? == 0 {
-        return Ok(());
+/// How many runs a log has. Ends its last line where that is cut off.
+fn runs(file: &mut File) -> std::io::Result<u64> {
+    let (mut more, mut whole, mut empty) = (0, true, true);
+    let mut lines = BufReader::new(&*file);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line)? > 0 {
+        (whole, empty) = (line.ends_with(b"\n"), false);
+        more += u64::from(serde_json::from_slice::<RunRecord>(&line).is_ok());
+        line.clear();
     }
-    let mut last = [0];
-    file.seek(SeekFrom::End(-1))?;
-    file.read_exact(&mut last)?;
-    if last != *b"\n" {
+    if !whole {
         file.write_all(b"\n")?;
     }
-    Ok(())
+    Ok(if empty { 0 } else { more + 1 })
 }

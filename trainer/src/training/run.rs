@@ -88,8 +88,9 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
         dtype,
     };
     if !due.is_empty() {
+        due.iter().try_for_each(|plan| plan.dataset.check())?;
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
-        let mut log = Logs::new(StepLog::create(&config.log_path())?, board);
+        let mut log = Logs::new(StepLog::append(&config.log_path())?, board);
         let run = Run::prepare(gpu, config, &checkpoint, &schedule, &plans, dtype)?;
         let reading = waiting("reading the U-Net");
         let mut unet = checkpoint.unet(gpu, dtype)?;

@@ -269,6 +269,7 @@ mod tests {
             timestep_spacing: Spacing::Leading,
             clip_sample: false,
             thresholding: false,
+            notes: Vec::new(),
         };
         NoiseSchedule::new(&config).unwrap()
     }

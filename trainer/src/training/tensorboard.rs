@@ -4,7 +4,7 @@
 //! CRC-32C of that (tensorflow/core/lib/io/record_writer.h, tensorflow/core/util/event.proto).
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,14 +17,22 @@ pub(crate) struct TensorBoard {
 }
 
 impl TensorBoard {
-    /// Starts the event file of a folder anew.
+    /// Starts an event file in a folder: in the folder itself, or, where earlier runs are there, in `run-2`, `run-3`, …, since
+    /// TensorBoard draws what lies in one folder as one run.
     ///
     /// # Errors
     /// [`Error::Io`] where folder or file cannot be written.
     pub fn create(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
-        let path = folder.join("events.out.tfevents.strata");
-        let file = File::create(&path).map_err(Error::io("open event file", &path))?;
+        let mut run = 1;
+        let (path, file) = loop {
+            let own = if run == 1 { folder.to_owned() } else { folder.join(format!("run-{run}")) };
+            std::fs::create_dir_all(&own).map_err(Error::io("make folder", &own))?;
+            let path = own.join("events.out.tfevents.strata");
+            match File::create_new(&path) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => run += 1,
+                file => break (path.clone(), file.map_err(Error::io("open event file", &path))?),
+            }
+        };
         let mut board = Self { path, file };
         board.event(0, |event| text(event, 3, "brain.Event:2"))?;
         Ok(board)
@@ -85,4 +93,26 @@ fn varint(to: &mut Vec<u8>, mut value: u64) {
         value >>= 7;
     }
     to.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curves_of_earlier_runs_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = "events.out.tfevents.strata";
+        let files =
+            [name.into(), format!("run-2/{name}"), format!("run-3/{name}")].map(|n| folder.path().join(n));
+        for (runs, newest) in files.iter().enumerate() {
+            let before: Vec<Vec<u8>> = files[..runs].iter().map(|f| std::fs::read(f).unwrap()).collect();
+            let mut board = TensorBoard::create(folder.path()).unwrap();
+            board.scalars(runs as u64, &[("loss".to_owned(), 0.5)]).unwrap();
+            assert!(newest.is_file());
+            for (file, before) in files.iter().zip(before) {
+                assert_eq!(std::fs::read(file).unwrap(), before);
+            }
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use image::codecs::jpeg::JpegEncoder;
 use image::imageops::{self, FilterType};
@@ -11,16 +10,8 @@ use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
 use super::Feature;
-use crate::data::dataset::{decode, on_white};
+use crate::data::picture::{Memory, decode, on_white};
 use crate::{Error, Resolution, Result};
-
-/// Bytes that pictures being looked at may take up together; a picture that needs more is looked at alone. Enough for
-/// six photographs of 12 megapixels at once.
-const MEMORY: u64 = 1 << 30;
-
-/// Bytes for each pixel while a picture is decoded, turned and put on white: at worst four channels of 16 bits, and
-/// two copies with 8.
-const BYTES_PER_PIXEL: u64 = 16;
 
 /// Longest side of a thumbnail.
 const THUMBNAIL: u32 = 128;
@@ -54,59 +45,17 @@ pub(super) struct Look {
 
 /// Decodes every picture once, on all cores: looks, or what is wrong with the file, in the features' order.
 pub(super) fn look_at_all(features: &[Feature]) -> Vec<Vec<Result<Look>>> {
-    let memory = Memory { free: Mutex::new(MEMORY), freed: Condvar::new() };
+    let memory = Memory::default();
     let look_at_feature = |feature: &Feature| {
         let pictures = feature.pictures.par_iter();
         pictures
             .map_init(Hashers::new, |hashers, picture| {
-                let _held = memory.hold(needed(&picture.path));
+                let _held = memory.hold_for(&picture.path);
                 look_at(&picture.path, feature.resolution, hashers)
             })
             .collect()
     };
     features.iter().map(look_at_feature).collect()
-}
-
-/// Bytes that decoding takes, by the size in the header. A header that cannot be read will not be decoded either.
-fn needed(path: &Path) -> u64 {
-    image::ImageReader::open(path)
-        .and_then(|reader| reader.with_guessed_format())
-        .ok()
-        .and_then(|reader| reader.into_dimensions().ok())
-        .map_or(0, |(width, height)| u64::from(width) * u64::from(height) * BYTES_PER_PIXEL)
-}
-
-/// Memory that threads share: each takes its part, or waits until others give theirs back.
-struct Memory {
-    free: Mutex<u64>,
-    freed: Condvar,
-}
-
-struct Held<'a> {
-    memory: &'a Memory,
-    bytes: u64,
-}
-
-impl Memory {
-    fn hold(&self, bytes: u64) -> Held<'_> {
-        let bytes = bytes.min(MEMORY);
-        let free = self.free();
-        let mut free =
-            self.freed.wait_while(free, |free| *free < bytes).unwrap_or_else(PoisonError::into_inner);
-        *free -= bytes;
-        Held { memory: self, bytes }
-    }
-
-    fn free(&self) -> MutexGuard<'_, u64> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        *self.memory.free() += self.bytes;
-        self.memory.freed.notify_all();
-    }
 }
 
 /// dHash and pHash; a hasher cannot be shared between threads.

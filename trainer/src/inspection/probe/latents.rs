@@ -6,8 +6,9 @@ use strata_engine::Gpu;
 use strata_model::Vae;
 
 use crate::config::Resolution;
-use crate::data::dataset::{PICTURE_EXTENSIONS, decode, files, fit, is_one_of, on_white};
+use crate::data::dataset::{PICTURE_EXTENSIONS, files, is_one_of};
 use crate::data::latents::encode_picture;
+use crate::data::picture::{decode, fit, on_white};
 use crate::{Error, Result};
 
 /// The latents of the first pictures of a folder by name, `most` at most, each cut about its centre and scaled to a

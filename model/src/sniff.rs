@@ -1,0 +1,74 @@
+//! What a file is that should have been another: so that an error can say more than what it is not.
+
+use crate::tensor_file::TensorFile;
+
+/// How many bytes [`by_bytes`] wants to see.
+pub(crate) const ENOUGH: u64 = 512;
+
+/// What the first bytes of a file say it is, and what to do; `None` where they are nothing known.
+pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
+    const PICKLE: &str = "a pickled checkpoint (.ckpt, .pt, .bin), which can run code when read and is not supported; \
+                          convert it once with diffusers, `save_pretrained(folder, safe_serialization=True)`";
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let begins = |mark: &str| text.get(..mark.len()).is_some_and(|t| t.eq_ignore_ascii_case(mark.as_bytes()));
+    let holds = |mark: &[u8]| start.windows(mark.len()).any(|part| part == mark);
+    Some(match start {
+        [] => "an empty file; fetch it again",
+        // PyTorch's zip archives begin with the pickle.
+        [b'P', b'K', 3, 4, ..] if holds(b"data.pkl") => PICKLE,
+        [b'P', b'K', 3, 4, ..] => "a zip archive; unpack it",
+        [0x1f, 0x8b, ..] => "a gzip archive; unpack it",
+        [0x80, 2..=5, ..] => PICKLE,
+        [b'G', b'G', b'U', b'F', ..] => "a GGUF file, which is not supported; get the model as safetensors",
+        _ if begins("version https://git-lfs") => {
+            "a git-LFS pointer, which stands for a file that was not fetched; run `git lfs pull` where it was cloned, or \
+             download the file itself"
+        }
+        _ if begins("<!doctype html") || begins("<html") => {
+            "an HTML page saved under this name; the link leads to a page, perhaps a login: download the file itself"
+        }
+        _ => return None,
+    })
+}
+
+/// What the tensors of a single file seem to belong to, and what to do with it where a model's folder is wanted.
+pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
+    let has = |mark: &str| file.tensors().keys().any(|name| name.contains(mark));
+    let starts = |mark: &str| file.tensors().keys().any(|name| name.starts_with(mark));
+    let kinds = [
+        (
+            starts("conditioner.embedders."),
+            "a full checkpoint of Stable Diffusion XL; only Stable Diffusion 1.x and 2.x are supported",
+        ),
+        (
+            has("joint_blocks.") || has("double_blocks."),
+            "a transformer (Stable Diffusion 3, Flux), which is not supported",
+        ),
+        (
+            starts("model.diffusion_model."),
+            "a full checkpoint, which is not read as a single file yet; convert it once with diffusers, \
+             `StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`",
+        ),
+        (
+            ["lora_down", "lora_up", "lora_A", "lora.down", "hada_", "lokr_"].iter().any(|mark| has(mark)),
+            "a LoRA; give the model that it was made for here, and the LoRA where LoRAs are asked for",
+        ),
+        (
+            ["emb_params", "string_to_param", "clip_l", "clip_g"]
+                .contains(&file.tensors().keys().next().map_or("", |n| n)),
+            "an embedding (textual inversion), which is not supported",
+        ),
+        (starts("control_model.") || starts("controlnet_"), "a ControlNet, which is not supported"),
+        (
+            starts("first_stage_model.") || (starts("encoder.conv_in.") && starts("decoder.conv_in.")),
+            "a VAE alone; give the folder of a whole model",
+        ),
+        (starts("down_blocks."), "a U-Net alone; give the folder of a whole model, which has it in `unet`"),
+        (
+            starts("text_model."),
+            "a text encoder alone; give the folder of a whole model, which has it in `text_encoder`",
+        ),
+    ];
+    let kind = kinds.into_iter().find(|(is, _)| *is).map(|(_, kind)| kind);
+    kind.unwrap_or("no part of Stable Diffusion that is known here")
+}
