@@ -14,8 +14,8 @@ pub mod noise;
 mod training;
 
 pub use config::{
-    Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
-    Resolution, Schedule, SilenceConfig, TrainConfig,
+    Bank, Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
+    Resolution, SilenceConfig, TrainConfig,
 };
 pub use data::cache::{Latents, Posterior, Texts};
 pub use data::dataset::{Dataset, PICTURE_EXTENSIONS, Picture, mirror};
@@ -26,10 +26,13 @@ pub use features::silence;
 pub use inspection::sheet::{Alignment, Sheet};
 pub use inspection::{lint, probe};
 pub use training::init::kaiming_uniform;
-pub use training::learner::{Batch, Learner, Losses, Update, UpdateArgs};
+pub use training::learner::{Batch, Learner, Update};
 pub use training::log::{StepLog, StepRecord};
+pub use training::loss::{LossConfig, Losses};
 pub use training::loss_scale::LossScale;
 pub use training::memory::{Memory, measure};
+pub use training::optimizer::{AdamW, Optimizer};
 pub use training::run::{Outcome, Summary, run, storage_dtype};
+pub use training::schedule::{Schedule, ScheduleConfig};
 pub use training::step::{Lesson, Trainer};
 pub use training::watch::ProbeRecord;

@@ -7,7 +7,7 @@ use strata_model::{Clip, Cx, LoraSet, Unet, Vae};
 use crate::config::{FeatureConfig, Order};
 use crate::data::cache::encode_picture;
 use crate::features::silence::PROMPTS_AT_ONCE;
-use crate::training::learner::{Batch, Learner, UpdateArgs};
+use crate::training::learner::{Batch, Learner};
 use crate::training::plan::Plan;
 use crate::training::run::{begin, storage_dtype};
 use crate::{Config, Result};
@@ -145,7 +145,7 @@ impl Measure<'_> {
         // side by side each set has a learner, one after the other the last
         let learns = |number: &usize| self.config.order == Order::Joint || *number == own;
         let learners = (0..sets.len()).filter(learns);
-        let learners = learners.map(|n| Learner::new(self.gpu, unet, &sets[n], n, self.dtype));
+        let learners = learners.map(|n| Learner::new(&sets[n], n, self.dtype, &self.config.train));
         let mut learners = learners.collect::<Result<Vec<_>>>()?;
         let lora = self.gpu.stats().live_bytes - alive;
 
@@ -154,17 +154,9 @@ impl Measure<'_> {
         let Some(learner) = learners.iter_mut().find(|learner| learner.feature() == own) else {
             return Ok([lora, lora]);
         };
-        learner.teach(&mut batch)?;
-        learner.backward(&batch)?;
-        learner.update(&UpdateArgs {
-            lr: 0.0,
-            lr_share: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            max_norm: 0.0,
-            batches: 1,
-        })?;
+        learner.teach(unet, &mut batch)?;
+        learner.backward(unet, &batch)?;
+        learner.update(1.0)?;
         Ok([lora, self.gpu.stats().peak_bytes - alive])
     }
 

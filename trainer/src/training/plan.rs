@@ -8,7 +8,7 @@ use strata_model::{ClipTokenizer, LoraFile, Match, Rule, Selection};
 use crate::config::{FeatureConfig, Order};
 use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
-use crate::training::metadata::fingerprint;
+use crate::training::fingerprint::fingerprint;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.
@@ -36,6 +36,7 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
         return Err(Error::Config { file: None, line: None, message });
     }
     let tokenizer = Arc::new(ClipTokenizer::open(&config.model.join("tokenizer"))?);
+    let model = config.model.file_name().unwrap_or_default().as_encoded_bytes();
     let mut plans: Vec<Plan> = Vec::new();
     for feature in &features {
         let dataset = Dataset::open(&feature.dataset)?;
@@ -53,7 +54,7 @@ pub(crate) fn plan(config: &Config, only: Option<&str>) -> Result<Vec<Plan>> {
         };
         let silent = silent_prompts(feature, &tags, &dataset, &others)?;
         let prompts: Vec<&String> = preservation.all().chain(&silent).collect();
-        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before)?;
+        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before, model)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);

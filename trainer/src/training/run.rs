@@ -195,13 +195,13 @@ impl<'a> Run<'a> {
             let own = unet.attach(&lora)?;
             company.push(None);
             let silence = self.silence(i, plan, &lora, &earlier)?;
-            let learner = Learner::new(self.gpu, unet, &lora, own, self.dtype)?;
+            let learner = Learner::new(&lora, own, self.dtype, &self.config.train)?;
             let watch = self.watch(i, own, unet)?;
             let mut trainer = Trainer::new(self.lesson(i, plan, company)?, learner, silence);
 
             let progress = bar(self.config.steps_of(&plan.feature), &plan.feature.name);
             for step in 0..self.config.steps_of(&plan.feature) {
-                let record = trainer.step(step)?;
+                let record = trainer.step(unet, step)?;
                 log.step(&record)?;
                 outcomes[i].note(&record);
                 progress.set_message(format!("loss {:.4}", outcomes[i].loss));
@@ -229,7 +229,7 @@ impl<'a> Run<'a> {
         let (mut trainers, mut watches) = (Vec::new(), Vec::new());
         for (own, ((i, plan), lora)) in due.iter().zip(&sets).enumerate() {
             let silence = self.silence(*i, plan, lora, &[])?;
-            let learner = Learner::new(self.gpu, unet, lora, own, self.dtype)?;
+            let learner = Learner::new(lora, own, self.dtype, &self.config.train)?;
             watches.push(self.watch(*i, own, unet)?);
             trainers.push(Trainer::new(self.lesson(*i, plan, vec![None; sets.len()])?, learner, silence));
         }
@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
             for ((((i, plan), lora), trainer), watch) in each {
                 let outcome = &mut outcomes[*i];
                 if step < self.config.steps_of(&plan.feature) && !outcome.stopped {
-                    let record = trainer.step(step)?;
+                    let record = trainer.step(unet, step)?;
                     log.step(&record)?;
                     outcome.note(&record);
                     save_between(self.config, plan, unet, self.schedule, lora, step + 1, outcome)?;

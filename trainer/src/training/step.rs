@@ -8,14 +8,15 @@
 use std::time::Instant;
 
 use strata_engine::Tensor;
-use strata_model::{NoiseSchedule, PredictionType};
+use strata_model::{NoiseSchedule, Unet};
 
 use crate::config::FeatureConfig;
 use crate::data::cache::{Latents, Texts};
 use crate::features::preserve::Preservation;
 use crate::features::silence::Silence;
 use crate::noise::{self, Stream};
-use crate::training::learner::{Batch, Learner, Losses, UpdateArgs};
+use crate::training::learner::{Batch, Learner};
+use crate::training::loss::Losses;
 use crate::{Config, Error, LossScale, Result, StepRecord, Tags};
 
 /// What a feature is trained with.
@@ -44,21 +45,22 @@ pub struct Lesson<'a> {
 /// Takes the steps of a lesson.
 pub struct Trainer<'a> {
     lesson: Lesson<'a>,
-    learner: Learner<'a>,
+    learner: Learner,
     silence: Option<Silence>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer before its first step. `learner` holds the LoRA of the feature.
-    pub fn new(lesson: Lesson<'a>, learner: Learner<'a>, silence: Option<Silence>) -> Self {
+    pub fn new(lesson: Lesson<'a>, learner: Learner, silence: Option<Silence>) -> Self {
         Self { lesson, learner, silence }
     }
 
-    /// Takes one step, counted from 0: `gradient_accumulation` batches forward and backward, then one update.
+    /// Takes one step, counted from 0: `gradient_accumulation` batches forward and backward, then one update. `unet`
+    /// is the one that the learner's LoRA is attached to.
     ///
     /// # Errors
     /// [`Error::Diverged`] where gradients are not finite and no smaller loss scale can help; else the GPU's.
-    pub fn step(&mut self, step: u64) -> Result<StepRecord> {
+    pub fn step(&mut self, unet: &Unet, step: u64) -> Result<StepRecord> {
         let started = Instant::now();
         let (config, feature) = (self.lesson.config, self.lesson.feature);
         let train = &config.train;
@@ -66,20 +68,12 @@ impl<'a> Trainer<'a> {
         for batch in 0..train.gradient_accumulation {
             let samples = self.lesson.pick(step, batch);
             let mut batch = self.lesson.mix(step, &samples, self.learner.feature())?;
-            self.learner.teach(&mut batch)?;
-            losses.push(self.learner.backward(&batch)?);
+            self.learner.teach(unet, &mut batch)?;
+            losses.push(self.learner.backward(unet, &batch)?);
         }
-        let share = config.lr_factor(step, config.steps_of(feature));
+        let share = train.schedule.share(step, config.steps_of(feature));
         let loss_scale = self.learner.loss_scale().clone();
-        let update = self.learner.update(&UpdateArgs {
-            lr: (train.lr * share) as f32,
-            lr_share: share as f32,
-            betas: train.betas.map(|beta| beta as f32),
-            eps: train.eps as f32,
-            weight_decay: train.weight_decay as f32,
-            max_norm: train.max_grad_norm as f32,
-            batches: train.gradient_accumulation,
-        })?;
+        let update = self.learner.update(share)?;
         if update.hopeless {
             return Err(diverged(step, &loss_scale));
         }
@@ -129,19 +123,14 @@ impl Lesson<'_> {
     fn mix(&self, step: u64, samples: &[Sample], own: usize) -> Result<Batch> {
         let [h, w, channels] = self.latents.shape();
         let mut batch = Batch { gates: vec![Vec::new(); self.company.len()], ..Batch::default() };
-        let weight = self.feature.loss_weight as f32;
+        let (loss, weight) = (&self.config.train.loss, self.feature.loss_weight as f32);
         let mut normal = vec![0.0; h * w * channels];
         for s in samples {
             noise::normal(self.seed, Stream::Latent, step, s.index, &mut normal);
             let latent = self.latents.sample(s.picture, s.flip, &normal);
             noise::normal(self.seed, Stream::Noise, step, s.index, &mut normal);
-            self.offset_noise(step, s.index, &mut normal);
-
-            let t = s.timestep as usize;
-            batch.noisy.extend(self.schedule.add_noise(t)?.apply(&latent, &normal)?);
-            batch.target.extend(self.schedule.training_target(t)?.apply(&latent, &normal)?);
-            batch.timesteps.push(s.timestep as f32);
-            batch.weights.push(weight * loss_weight(self.schedule, t, self.config.train.min_snr_gamma)?);
+            loss.offset_noise(self.seed, step, s.index, channels, &mut normal);
+            loss.add_sample(self.schedule, s.timestep, &latent, &normal, weight, &mut batch)?;
             let caption = if s.empty_caption { "" } else { self.captions[s.picture] };
             self.say(caption, own, &mut batch)?;
         }
@@ -197,32 +186,6 @@ impl Lesson<'_> {
         }
         Ok(())
     }
-
-    /// Adds `noise_offset` · (one normal number per channel) to the noise.
-    fn offset_noise(&self, step: u64, sample: u64, noise: &mut [f32]) {
-        let offset = self.config.train.noise_offset as f32;
-        let [.., channels] = self.latents.shape();
-        if offset > 0.0 {
-            let mut shift = vec![0.0; channels];
-            noise::normal(self.seed, Stream::Offset, step, sample, &mut shift);
-            let pixels = noise.chunks_exact_mut(channels);
-            pixels.for_each(|pixel| pixel.iter_mut().zip(&shift).for_each(|(x, shift)| *x += offset * shift));
-        }
-    }
-}
-
-/// Min-SNR: min(SNR, γ) / SNR where the model predicts noise, / (SNR + 1) for v, and min(SNR, γ) for x₀, all of which
-/// weigh the error of x₀ alike (arXiv 2303.09556). 1 without γ.
-fn loss_weight(schedule: &NoiseSchedule, t: usize, gamma: Option<f64>) -> Result<f32> {
-    let Some(gamma) = gamma else { return Ok(1.0) };
-    let snr = schedule.snr(t)?;
-    let weight = match schedule.prediction_type() {
-        PredictionType::Epsilon if snr <= gamma => 1.0,
-        PredictionType::Epsilon => gamma / snr,
-        PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
-        PredictionType::Sample => snr.min(gamma),
-    };
-    Ok(weight as f32)
 }
 
 /// What chance says about one sample.
@@ -243,46 +206,4 @@ fn diverged(step: u64, loss_scale: &LossScale) -> Error {
         false => "gradients are not finite in f32; lower lr, and look for damaged pictures or weights",
     };
     Error::Diverged { step, message: message.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use strata_model::SchedulerConfig;
-    use strata_model::config::{BetaSchedule, Spacing};
-
-    /// Stable Diffusion's schedule, whose SNR at timestep 100 is 8.45389 and at 500 is 0.38185.
-    fn schedule(prediction_type: PredictionType) -> NoiseSchedule {
-        let config = SchedulerConfig {
-            num_train_timesteps: 1000,
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            trained_betas: None,
-            prediction_type,
-            rescale_betas_zero_snr: false,
-            steps_offset: 1,
-            set_alpha_to_one: false,
-            timestep_spacing: Spacing::Leading,
-            clip_sample: false,
-            thresholding: false,
-        };
-        NoiseSchedule::new(&config).unwrap()
-    }
-
-    #[test]
-    fn min_snr_weights() {
-        let (epsilon, v) = (schedule(PredictionType::Epsilon), schedule(PredictionType::VPrediction));
-        let cases = [
-            (&epsilon, 100, Some(5.0), 5.0 / 8.45389),
-            (&epsilon, 500, Some(5.0), 1.0),
-            (&epsilon, 100, None, 1.0),
-            (&v, 100, Some(5.0), 5.0 / 9.45389),
-            (&v, 500, Some(5.0), 0.38185 / 1.38185),
-        ];
-        for (schedule, t, gamma, expected) in cases {
-            let weight = loss_weight(schedule, t, gamma).unwrap();
-            assert!((weight - expected).abs() < 1e-5, "t {t}, γ {gamma:?}: {weight}, not {expected}");
-        }
-    }
 }
