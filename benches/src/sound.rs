@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use strata_engine::{DType, Gpu};
 use strata_model::{LoraSet, Rule, Selection, Unet, UnetConfig};
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
-use strata_trainer::{Batch, Learner, UpdateArgs};
+use strata_trainer::{Batch, Learner, TrainConfig};
 
 const SEED: u64 = 0;
 const TEXT: [usize; 2] = [77, 768];
@@ -25,22 +25,13 @@ pub fn run(gpu: &Gpu, steps: u64, latent: usize, rank: usize) -> Result<()> {
         layer += 1;
     })?;
     let feature = unet.attach(&set)?;
-    let mut learner = Learner::new(gpu, &unet, &set, feature, DType::F16)?;
-    let args = UpdateArgs {
-        lr: 1e-4,
-        lr_share: 1.0,
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        weight_decay: 0.01,
-        max_norm: 1.0,
-        batches: 1,
-    };
+    let mut learner = Learner::new(&set, feature, DType::F16, &TrainConfig::default())?;
     let mut skipped = Vec::new();
     for step in 0..steps {
         let batch = batch(step, latent);
         let scale = learner.loss_scale().value();
-        let loss = learner.backward(&batch)?.total.to_f32()?[0];
-        let update = learner.update(&args)?;
+        let loss = learner.backward(&unet, &batch)?.total.to_f32()?[0];
+        let update = learner.update(1.0)?;
         println!(
             "step {step:4}  loss {loss:.5}  gradient norm {:.3e}  loss scale {scale}{}",
             update.grad_norm,

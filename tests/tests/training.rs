@@ -11,7 +11,7 @@ use strata_kernels::mse;
 use strata_model::{Cx, Gates, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet};
 use strata_tests::skipped;
 use strata_trainer::noise::{Stream, normal, uniform_timestep};
-use strata_trainer::{Batch, Learner, UpdateArgs, kaiming_uniform};
+use strata_trainer::{Batch, Learner, TrainConfig, kaiming_uniform};
 
 use crate::support::{golden, golden_tensors, predict, unet};
 
@@ -20,16 +20,6 @@ const BATCH: usize = 8;
 const SIDE: usize = 16;
 /// Of a step, for a test of hundreds of them.
 const MOST_SECONDS: f64 = 4.0;
-const ARGS: UpdateArgs = UpdateArgs {
-    lr: 5e-3,
-    lr_share: 1.0,
-    betas: [0.9, 0.999],
-    eps: 1e-8,
-    weight_decay: 0.01,
-    max_norm: 1.0,
-    batches: 1,
-};
-
 /// Without poison and guard words, which would double the time.
 static GPU: LazyLock<Mutex<Gpu>> =
     LazyLock::new(|| Mutex::new(Gpu::open(&GpuOptions::default()).unwrap_or_else(|e| panic!("{e}"))));
@@ -89,24 +79,25 @@ impl Data {
     }
 }
 
-fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner<'_>) -> T) -> T {
+fn with_learner<T>(gpu: &Gpu, dtype: DType, f: impl FnOnce(&Unet, &mut Learner) -> T) -> T {
     let mut unet = unet(gpu, "sd15-tiny", dtype);
     let rule = Rule { select: "transformer".into(), rank: 16, alpha: 16.0, lr: None };
     let matches = Selection::new(&[rule]).unwrap().resolve(unet.layers()).unwrap();
     let fill = |path: &str, fan_in: usize, down: &mut [f32]| kaiming_uniform(SEED, path, fan_in, down);
     let lora = LoraSet::init(gpu, dtype, &matches, fill).unwrap();
     unet.attach(&lora).unwrap();
-    let mut learner = Learner::new(gpu, &unet, &lora, 0, dtype).unwrap();
+    let mut learner =
+        Learner::new(&lora, 0, dtype, &TrainConfig { lr: 5e-3, ..TrainConfig::default() }).unwrap();
     f(&unet, &mut learner)
 }
 
 /// Whether hundreds of steps would take this GPU adapter too long: llvmpipe of Mesa before 23 needs seconds for each.
-fn too_slow(gpu: &Gpu, learner: &mut Learner<'_>, batch: &Batch) -> bool {
-    step(learner, batch);
+fn too_slow(gpu: &Gpu, unet: &Unet, learner: &mut Learner, batch: &Batch) -> bool {
+    step(unet, learner, batch);
     // other tests run beside this one: the fastest of three
     let time = |_| {
         let start = Instant::now();
-        step(learner, batch);
+        step(unet, learner, batch);
         start.elapsed().as_secs_f64()
     };
     let seconds = (0..3).map(time).fold(f64::INFINITY, f64::min);
@@ -121,9 +112,9 @@ fn too_slow(gpu: &Gpu, learner: &mut Learner<'_>, batch: &Batch) -> bool {
     slow
 }
 
-fn step(learner: &mut Learner<'_>, batch: &Batch) -> f32 {
-    let loss = learner.backward(batch).unwrap().total;
-    learner.update(&ARGS).unwrap();
+fn step(unet: &Unet, learner: &mut Learner, batch: &Batch) -> f32 {
+    let loss = learner.backward(unet, batch).unwrap().total;
+    learner.update(1.0).unwrap();
     loss.to_f32().unwrap()[0]
 }
 
@@ -131,11 +122,12 @@ fn step(learner: &mut Learner<'_>, batch: &Batch) -> f32 {
 fn a_fixed_batch_is_learned_by_heart() {
     let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
     let batch = data.batch(0);
-    if with_learner(&gpu, DType::F16, |_, learner| too_slow(&gpu, learner, &batch)) {
+    if with_learner(&gpu, DType::F16, |unet, learner| too_slow(&gpu, unet, learner, &batch)) {
         return;
     }
-    let losses: Vec<f32> =
-        with_learner(&gpu, DType::F16, |_, learner| (0..200).map(|_| step(learner, &batch)).collect());
+    let losses: Vec<f32> = with_learner(&gpu, DType::F16, |unet, learner| {
+        (0..200).map(|_| step(unet, learner, &batch)).collect()
+    });
     println!("fixed batch, f16: {} to {}", losses[0], losses[199]);
     assert!((1.0..1.5).contains(&losses[0]), "starts at {}", losses[0]);
     assert!(losses[199] <= 0.25, "from {} to {} in 200 steps", losses[0], losses[199]);
@@ -145,7 +137,7 @@ fn a_fixed_batch_is_learned_by_heart() {
 fn what_is_learned_holds_for_noise_never_seen() {
     let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
     let unseen = data.batch(1_000_000);
-    if with_learner(&gpu, DType::F32, |_, learner| too_slow(&gpu, learner, &unseen)) {
+    if with_learner(&gpu, DType::F32, |unet, learner| too_slow(&gpu, unet, learner, &unseen)) {
         return;
     }
     with_learner(&gpu, DType::F32, |unet, learner| {
@@ -168,7 +160,7 @@ fn what_is_learned_holds_for_noise_never_seen() {
         };
         let before = validate();
         for i in 0..300 {
-            step(learner, &data.batch(i));
+            step(unet, learner, &data.batch(i));
         }
         let after = validate();
         println!("fresh noise, f32: {before} to {after}");
@@ -181,10 +173,10 @@ fn what_is_learned_holds_for_noise_never_seen() {
 fn two_runs_give_the_same_bits() {
     let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
     let run = || {
-        with_learner(&gpu, DType::F16, |_, learner| {
-            let losses: Vec<u32> = (0..3).map(|i| step(learner, &data.batch(i)).to_bits()).collect();
-            let moments = learner.moments();
-            (losses, moments.0.to_bytes().unwrap(), moments.1.to_bytes().unwrap())
+        with_learner(&gpu, DType::F16, |unet, learner| {
+            let losses: Vec<u32> = (0..3).map(|i| step(unet, learner, &data.batch(i)).to_bits()).collect();
+            let state = learner.state().into_iter().map(|(_, tensor)| tensor.to_bytes().unwrap());
+            (losses, state.collect::<Vec<_>>())
         })
     };
     assert!(run() == run());
@@ -195,14 +187,14 @@ fn two_runs_give_the_same_bits() {
 fn a_steady_training_step_creates_nothing() {
     let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
     for dtype in [DType::F32, DType::F16] {
-        with_learner(&gpu, dtype, |_, learner| {
+        with_learner(&gpu, dtype, |unet, learner| {
             let created = || {
                 let stats = gpu.stats();
                 [stats.buffers, stats.bind_groups, stats.pipelines, stats.allocated_bytes]
             };
             let mut before = created();
             for i in 0..5 {
-                step(learner, &data.batch(i));
+                step(unet, learner, &data.batch(i));
                 let after = created();
                 assert!(i < 2 || after == before, "step {}: {before:?} to {after:?}", i + 1);
                 before = after;

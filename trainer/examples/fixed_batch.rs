@@ -7,7 +7,7 @@ use std::path::Path;
 
 use strata_engine::{DType, Gpu, GpuOptions};
 use strata_model::{Checkpoint, LoraSet, LoraWeights, TensorFile};
-use strata_trainer::{Batch, Learner, UpdateArgs};
+use strata_trainer::{Batch, Learner, TrainConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
@@ -33,19 +33,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         weights: vec![1.0; latent[0]],
         ..Batch::default()
     };
-    let mut learner = Learner::new(&gpu, &unet, &lora, 0, DType::F32)?;
-    let update = UpdateArgs {
-        lr: 5e-3,
-        lr_share: 1.0,
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        weight_decay: 1e-2,
-        max_norm: 1.0,
-        batches: 1,
-    };
+    let train = TrainConfig { lr: 5e-3, ..TrainConfig::default() };
+    let mut learner = Learner::new(&lora, 0, DType::F32, &train)?;
     for _ in 0..steps.parse()? {
-        let loss = learner.backward(&batch)?.total;
-        learner.update(&update)?;
+        let loss = learner.backward(&unet, &batch)?.total;
+        learner.update(1.0)?;
         println!("{}", loss.to_f32()?[0]);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Pictures and captions in, a layered LoRA out.
 //!
 //! [`run`] goes the whole way: a [`Config`] is checked, the [`Dataset`] is brought into [`Latents`] and
-//! [`Texts`], a [`Trainer`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
+//! [`Texts`], a [`Lesson`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
 //! [`lint`](lint::lint) says beforehand what is wrong with pictures and captions.
 //! All chance comes from [`noise`], so that one seed always gives the same file.
 
@@ -14,8 +14,8 @@ pub mod noise;
 mod training;
 
 pub use config::{
-    Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
-    Resolution, Schedule, SilenceConfig, TrainConfig,
+    Bank, Config, DatasetConfig, FeatureConfig, LoraRule, Order, Precision, PreserveConfig, PreservePrompt,
+    Resolution, SilenceConfig, TrainConfig,
 };
 pub use data::dataset::{Dataset, LeftOut, PICTURE_EXTENSIONS, Picture, Why, mirror};
 pub use data::latents::{Latents, Posterior};
@@ -27,10 +27,14 @@ pub use features::silence;
 pub use inspection::sheet::{Alignment, Sheet};
 pub use inspection::{lint, probe};
 pub use training::init::kaiming_uniform;
-pub use training::learner::{Batch, Learner, Losses, Update, UpdateArgs};
+pub use training::learner::{Batch, Learner, Update};
 pub use training::log::{StepLog, StepRecord};
+pub use training::loss::{LossConfig, Losses};
 pub use training::loss_scale::LossScale;
 pub use training::memory::{Memory, measure};
-pub use training::run::{Outcome, Summary, run, storage_dtype};
-pub use training::step::{Lesson, Trainer};
+pub use training::optimizer::{AdamW, Optimizer};
+pub use training::pupil::Outcome;
+pub use training::run::{Interrupt, Summary, run};
+pub use training::schedule::{Schedule, ScheduleConfig};
+pub use training::step::Lesson;
 pub use training::watch::ProbeRecord;

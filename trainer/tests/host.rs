@@ -29,8 +29,8 @@ fn a_printed_config_parses_back() {
         ..Config::default()
     };
     config.dataset.resolution = Resolution { width: 512, height: 768 };
-    config.train.min_snr_gamma = Some(5.0);
-    config.train.lr_schedule = Schedule::Cosine;
+    config.train.loss.min_snr_gamma = Some(5.0);
+    config.train.schedule.lr_schedule = Schedule::Cosine;
     assert_eq!(Config::parse(&config.to_toml(), Path::new("run.toml")).unwrap(), config);
 }
 
@@ -42,23 +42,12 @@ fn a_wrong_config_names_line_key_and_remedy() {
         ("[[lora]]\nrank = 0\n", "run.toml:2: lora[0].rank = 0", "must be at least 1"),
         ("[dataset]\nresolution = 500\n", "run.toml:2: dataset.resolution = 500", "try 496 or 504"),
         ("output = 'lora.pt'\n", "run.toml:1: output", ".safetensors"),
-        ("[train]\nsteps = 'many'\n", "run.toml:2: train.steps", "invalid type"),
+        ("[train]\nsteps = 'many'\n", "run.toml:2: train.steps", "must be a whole number"),
         ("seed = \n", "run.toml:1", ""),
     ];
     for (text, place, remedy) in cases {
         let message = error(text);
         assert!(message.starts_with(place) && message.contains(remedy), "{text:?}: {message}");
-    }
-}
-
-#[test]
-fn learning_rates_rise_and_fall() {
-    let mut config = Config::default();
-    (config.train.steps, config.train.warmup_steps) = (110, 10);
-    config.train.lr_schedule = Schedule::Linear;
-    let factors = [0, 9, 10, 60, 109].map(|step| config.lr_factor(step, 110));
-    for (factor, expected) in factors.into_iter().zip([0.1, 1.0, 1.0, 0.5, 0.01]) {
-        assert!((factor - expected).abs() < 1e-12, "{factor}, not {expected}");
     }
 }
 

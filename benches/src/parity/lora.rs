@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use strata_engine::{Tape, Tensor};
 use strata_model::{Cx, Gates, LoraEntry, LoraSet, LoraWeights, Unet, UnetInput};
-use strata_trainer::{Batch, Learner, UpdateArgs};
+use strata_trainer::{Batch, Learner, TrainConfig};
 
 use super::check::{Checker, relative_l2};
 
@@ -67,16 +67,8 @@ fn outputs(c: &mut Checker, unet: &Unet, name: &str) -> Result<()> {
 fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result<()> {
     let prefix = format!("train.{}", case.name);
     let before = lora.params().to_f32()?;
-    let mut learner = Learner::new(c.gpu, unet, lora, 0, c.dtype)?;
-    let args = UpdateArgs {
-        lr: 1e-3,
-        lr_share: 1.0,
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        weight_decay: 1e-2,
-        max_norm: 0.0,
-        batches: 1,
-    };
+    let train = TrainConfig { lr: 1e-3, max_grad_norm: 0.0, ..TrainConfig::default() };
+    let mut learner = Learner::new(lora, 0, c.dtype, &train)?;
     let [steps, ..] = c.goldens.get("train.noisy")?.axes::<5>()?;
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..steps {
@@ -85,12 +77,12 @@ fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result
         // in f16 a step is repeated with a smaller loss scale until it succeeds
         let (loss, norm) = loop {
             let scale = learner.loss_scale().value();
-            let loss = learner.backward(&batch)?.total.to_f32()?[0];
+            let loss = learner.backward(unet, &batch)?.total.to_f32()?[0];
             if step == 0 {
                 let grads = learner.grads().to_f32()?;
                 first_grads = Some(grads.iter().map(|grad| grad / scale).collect::<Vec<f32>>());
             }
-            let update = learner.update(&args)?;
+            let update = learner.update(1.0)?;
             ensure!(!update.hopeless, "{prefix}: gradients of step {step} are not finite");
             if !update.skipped {
                 break (loss, update.grad_norm);
@@ -106,9 +98,11 @@ fn training(c: &mut Checker, unet: &Unet, lora: &LoraSet, case: &Case) -> Result
     c.close(&format!("{prefix}.grad_norms"), &norms, c.tolerances.gradient);
     updates(c, lora, &format!("{prefix}.after{steps}"), &before)?;
     if case.moments {
-        let (mean, square) = learner.moments();
-        each(c, lora, &format!("{prefix}.exp_avg"), &mean.to_f32()?, c.tolerances.mean);
-        each(c, lora, &format!("{prefix}.exp_avg_sq"), &square.to_f32()?, c.tolerances.square);
+        for ((name, moment), tolerance) in
+            learner.state().into_iter().zip([c.tolerances.mean, c.tolerances.square])
+        {
+            each(c, lora, &format!("{prefix}.{name}"), &moment.to_f32()?, tolerance);
+        }
     }
     Ok(())
 }

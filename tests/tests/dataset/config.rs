@@ -1,8 +1,9 @@
 //! The config of a run.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use strata_trainer::{Config, LoraRule, Precision, Resolution, Schedule};
+use strata_trainer::{AdamW, Config, LoraRule, Optimizer, Precision, Resolution, Schedule};
 use tempfile::tempdir;
 
 use crate::support::{put, refused};
@@ -22,7 +23,7 @@ fn the_printed_default_is_the_default() {
         .map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l).to_string() + "\n")
         .collect();
     let all = parse(&uncommented).unwrap();
-    assert!(all.log.is_some() && all.train.min_snr_gamma.is_some() && all.lora[0].lr.is_some());
+    assert!(all.log.is_some() && all.train.loss.min_snr_gamma.is_some() && all.lora[0].lr.is_some());
     assert!(text.lines().all(|l| l.len() <= 140), "readable without scrolling");
 }
 
@@ -36,9 +37,9 @@ fn any_config_prints_and_parses_back() {
     config.dataset.flip = true;
     config.lora.push(LoraRule { select: "up_blocks.1.*".into(), rank: 3, alpha: 1.5, lr: Some(2e-5) });
     config.train.lr = 1.0 / 3.0;
-    config.train.lr_schedule = Schedule::Cosine;
-    config.train.min_snr_gamma = Some(5.0);
-    config.train.betas = [0.8, 0.99];
+    config.train.schedule.lr_schedule = Schedule::Cosine;
+    config.train.loss.min_snr_gamma = Some(5.0);
+    config.train.optimizer = Optimizer::AdamW(AdamW { betas: [0.8, 0.99], ..AdamW::default() });
     assert_eq!(parse(&config.to_toml()).unwrap(), config);
 }
 
@@ -120,17 +121,104 @@ fn values_that_cannot_work_are_refused_with_key_line_and_value() {
 }
 
 #[test]
-fn learning_rates_follow_their_schedule() {
-    let mut config = Config::default();
-    (config.train.lr, config.train.steps, config.train.warmup_steps) = (1.0, 14, 4);
-    let rates = |config: &Config| (0..14).map(|i| config.lr_factor(i, 14) as f32).collect::<Vec<f32>>();
-    assert_eq!(rates(&config)[..5], [0.25, 0.5, 0.75, 1.0, 1.0]);
-    config.train.lr_schedule = Schedule::Linear;
-    for (got, want) in rates(&config)[4..].iter().zip([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1f32]) {
-        assert!((got - want).abs() < 1e-6);
+fn names_of_other_trainers_and_other_tables_are_told() {
+    for (text, parts) in [
+        ("learning_rate = 1e-4", &["run.toml:1", "`learning_rate`", "did you mean `lr` in [train]?"][..]),
+        ("[train]\nlearning_rate = 1e-4", &["run.toml:2", "did you mean `lr`?"]),
+        ("[train]\nmax_train_steps = 5", &["did you mean `steps`?"]),
+        ("[train]\ntrain_batch_size = 5", &["did you mean `batch_size`?"]),
+        ("[train]\nadam_beta1 = 0.9", &["did you mean `betas`?"]),
+        ("[train]\nresolution = 512", &["did you mean `resolution` in [dataset]?"]),
+        ("[[lora]]\nnetwork_dim = 4", &["did you mean `rank`?"]),
+        ("network_alpha = 4", &["did you mean `alpha` in [[lora]]?"]),
+        ("steps = 5", &["run.toml:1", "`steps`", "did you mean `steps` in [train]?"]),
+        ("[[feature]]\nrank = 4", &["did you mean `rank` in [feature.silence]?"]),
+        ("[[feature]]\n[[feature.lora]]\nlearning_rate = 4", &["did you mean `lr` in [train]?"]),
+    ] {
+        refused(parse(text), parts);
     }
-    config.train.lr_schedule = Schedule::Cosine;
-    let cosine = rates(&config);
-    assert!((cosine[9] - 0.5).abs() < 1e-6 && cosine[4] == 1.0 && cosine[13] > 0.0);
-    assert!(cosine[4..].windows(2).all(|pair| pair[0] > pair[1]));
+    refused(parse("[dataset]\nqqqqqqqq = 1"), &["known here are `folder`, `resolution`"]);
+}
+
+#[test]
+fn tables_that_can_be_repeated_are_told_from_those_that_cannot() {
+    for (text, parts) in [
+        ("[lora]\nrank = 4", &["run.toml:1", "[lora]: there may be several of these; write [[lora]]"][..]),
+        ("\n[feature]\nname = \"a\"", &["run.toml:2", "write [[feature]]"]),
+        ("[[feature]]\n[feature.lora]\nrank = 4", &["run.toml:2", "write [[feature.lora]]"]),
+        ("[[train]]\nsteps = 4", &["run.toml:1", "[[train]]: there is one of these; write [train]"]),
+        ("[[feature]]\n[[feature.silence]]", &["run.toml:2", "write [feature.silence]"]),
+        ("train = 3", &["run.toml:1", "train", "under a line [train]"]),
+        ("lora = 3", &["run.toml:1", "lora", "under a line [[lora]]"]),
+        ("lora = [3]", &["run.toml:1", "lora", "under a line [[lora]]"]),
+    ] {
+        refused(parse(text), parts);
+    }
+}
+
+#[test]
+fn a_key_given_twice_is_named_with_both_lines() {
+    for (text, parts) in [
+        (
+            "seed = 1\n[train]\nsteps = 4\nlr = 1e-4\nsteps = 5",
+            &["run.toml:5", "`steps`", "lines 3 and 5"][..],
+        ),
+        ("[train]\nsteps = 4\n\n[train]\nlr = 1e-4", &["run.toml:4", "`train`", "lines 1 and 4"]),
+        ("[[lora]]\nrank = 4\n[[lora]]\nrank = 5\nrank = 6", &["run.toml:5", "`rank`", "lines 4 and 5"]),
+    ] {
+        refused(parse(text), parts);
+    }
+}
+
+#[test]
+fn files_that_are_not_utf_8_are_named() {
+    let folder = tempdir().unwrap();
+    let load = |bytes: &[u8]| {
+        let path = folder.path().join("run.toml");
+        fs::write(&path, bytes).unwrap();
+        Config::load(&path)
+    };
+    let text = "seed = 3\n# f\u{fc}r\nmodel = \"m\"\n";
+    assert_eq!(load(format!("\u{feff}{text}").as_bytes()).unwrap().seed, 3);
+    let bad = load(b"\xef\xbb\xbfseed = 3\nsteed = 4\n");
+    refused(bad, &["run.toml:2", "`steed`"]);
+    for (big_endian, mark) in [(true, true), (false, true), (true, false), (false, false)] {
+        let units = if mark { format!("\u{feff}{text}") } else { text.to_owned() };
+        let bytes = |unit: u16| if big_endian { unit.to_be_bytes() } else { unit.to_le_bytes() };
+        let message =
+            refused(load(&units.encode_utf16().flat_map(bytes).collect::<Vec<u8>>()), &["run.toml"]);
+        assert!(message.contains("UTF-16") && message.contains("UTF-8"), "{message}");
+    }
+    refused(load(b"seed = 3\n# f\xfcr\n"), &["run.toml:2", "0xfc", "Windows-1252", "UTF-8"]);
+}
+
+#[test]
+fn huge_numbers_end_at_the_limit() {
+    for (text, parts) in [
+        ("[[lora]]\nrank = 4000000000", &["run.toml:2", "lora[0].rank", "4000000000", "at most 4096"][..]),
+        ("[[lora]]\nrank = 99999999999999999999999999999999999999999999", &["lora[0].rank", "4294967295"]),
+        ("[train]\nbatch_size = 4294967295", &["train.batch_size", "at most 1024"]),
+        ("[train]\ngradient_accumulation = 4294967295", &["train.gradient_accumulation", "at most 1024"]),
+        ("[train]\nsteps = 9223372036854775807", &["train.steps", "at most 100000000"]),
+        ("[dataset]\nresolution = 100000", &["dataset.resolution", "8192"]),
+        ("[dataset]\nresolution = 5000000000", &["dataset.resolution", "8192"]),
+        (
+            "[[feature]]\nname = \"a\"\ntags = [\"a\"]\nsteps = 9223372036854775807",
+            &["run.toml:4", "feature[0].steps", "at most 100000000"],
+        ),
+        (
+            "[[feature]]\nname = \"a\"\ntags = [\"a\"]\n[feature.silence]\nrank = 18446744073709551615",
+            &["feature[0].silence.rank", "at most 4096"],
+        ),
+    ] {
+        refused(parse(text), parts);
+    }
+}
+
+#[test]
+fn every_key_is_in_the_printed_example() {
+    let text = Config::example_toml() + &Config::default_toml();
+    for key in ["log", "tensorboard", "min_snr_gamma", "lr", "output", "steps"] {
+        assert!(text.contains(&format!("\n# {key} = ")), "{key}");
+    }
 }

@@ -1,116 +1,189 @@
-//! From TOML to [`Config`], and from an error back to its line and key.
+//! From a config file to [`Config`], and from what is wrong with it back to its line and key.
 
 use std::ops::Range;
 use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::Config;
+use super::check::{Problem, check, join};
+use super::section::{Known, Nested, Section};
+use super::value::{Value, nearest};
+use super::{Config, DatasetConfig};
 use crate::{Error, Result};
 
 impl Config {
+    /// Reads and checks a config file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be read, [`Error::Config`] where it is not UTF-8, else whatever
+    /// [`Config::parse`] says.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io("read config", path))?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let (line, message) = not_utf8(e.as_bytes(), e.utf8_error().valid_up_to());
+            Error::Config { file: Some(path.to_owned()), line, message }
+        })?;
+        Self::parse(&text, path)
+    }
+
     /// Parses and checks the text of a config. `file` names it in errors, and its folder is where relative paths start.
     ///
     /// # Errors
-    /// [`Error::Config`] for a syntax error, an unknown key, a wrong type, or what [`Config::validate`] refuses.
+    /// [`Error::Config`] for a syntax error, a key that is unknown or given twice, a wrong type, or what
+    /// [`Config::validate`] refuses.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let fail = |offset: Option<usize>, message: String| Error::Config {
             file: Some(file.to_owned()),
-            line: offset.map(|offset| text.bytes().take(offset).filter(|&b| b == b'\n').count() + 1),
+            line: offset.map(|offset| line(text, offset)),
             message,
         };
-        let offset = |e: &toml::de::Error| e.span().map(|span| span.start);
-
-        let table = DeTable::parse(text).map_err(|e| fail(offset(&e), e.message().trim().to_owned()))?;
-        let mut config: Self = toml::from_str(text).map_err(|e| {
-            let key = offset(&e).and_then(|offset| key_at(table.get_ref(), offset));
-            fail(offset(&e), explain(e.message(), key.as_deref()))
-        })?;
-        config.check().map_err(|problem| fail(find(table.get_ref(), &problem.key), problem.message()))?;
-
-        config.resolve(file.parent().unwrap_or(Path::new("")));
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let table = table.get_ref();
+        if let Some(error) = errors.first() {
+            let (offset, message) = (error.span().map(|span| span.start), error.message().trim());
+            let twice =
+                error.span().filter(|_| message == "duplicate key").and_then(|s| twice(text, table, s));
+            return Err(fail(offset, twice.unwrap_or_else(|| message.to_owned())));
+        }
+        let problem = |problem: Problem| fail(find(table, &problem.key), problem.message);
+        let mut config = Self::default();
+        Source { text, table, at: String::new() }.fill(&mut config).map_err(problem)?;
+        check(&config, "").map_err(problem)?;
+        Section::relocate(&mut config, file.parent().unwrap_or(Path::new("")));
+        if !config.feature.is_empty() {
+            // such a run has no pictures of its own
+            config.dataset = DatasetConfig::default();
+        }
         Ok(config)
     }
+}
 
-    /// Makes every path relative to `folder`, unless it is absolute.
-    fn resolve(&mut self, folder: &Path) {
-        // a run with features has no folder of its own
-        let own = self.feature.is_empty().then_some(&mut self.dataset.folder);
-        let paths = [&mut self.model, &mut self.output].into_iter().chain(own);
-        let optional = self
-            .log
-            .iter_mut()
-            .chain(self.tensorboard.as_mut())
-            .chain(self.feature.iter_mut().filter_map(|f| f.output.as_mut()));
-        for path in paths.chain(optional) {
-            *path = folder.join(std::mem::take(path));
+/// A table of a file.
+pub(crate) struct Source<'a> {
+    text: &'a str,
+    table: &'a DeTable<'a>,
+    /// Where it stands: `train`, `lora[0]`.
+    at: String,
+}
+
+impl Source<'_> {
+    /// Reads the table into a section, which must know every key of it.
+    pub fn fill<S: Section>(&self, section: &mut S) -> Result<(), Problem> {
+        let known = S::schema();
+        let names = || self.table.keys().filter(|name| !known.iter().any(|k| k.name == *name.get_ref()));
+        if let Some(name) = names().min_by_key(|name| name.span().start) {
+            let name = name.get_ref();
+            let message = format!("unknown key `{name}`; {}", hint(name, &kind(&self.at), &known));
+            return Err(Problem { key: join(&self.at, name), message });
         }
-        for feature in &mut self.feature {
-            feature.dataset.folder = folder.join(&feature.dataset.folder);
-            if let Some(silence) = feature.silence.as_mut().filter(|s| s.bank_file().is_some()) {
-                silence.bank = folder.join(&silence.bank).to_string_lossy().into_owned();
+        section.read(self)
+    }
+
+    /// Reads a key, if it is there.
+    pub fn key<V: Value>(&self, name: &str, to: &mut V) -> Result<(), Problem> {
+        let Some(value) = self.table.get(name) else { return Ok(()) };
+        *to = V::read(value.get_ref()).map_err(|must| {
+            let written = self.text.get(value.span()).and_then(|text| text.lines().next());
+            Problem::new(join(&self.at, name), written.unwrap_or_default(), must)
+        })?;
+        Ok(())
+    }
+
+    /// Reads the tables of a name, if there are any.
+    pub fn tables<N: Nested>(&self, name: &str, to: &mut N) -> Result<(), Problem> {
+        let Some(value) = self.table.get(name) else { return Ok(()) };
+        let key = join(&self.at, name);
+        let (one, several) = (format!("[{}]", kind(&key)), format!("[[{}]]", kind(&key)));
+        let wrong = |message: String| Err(Problem { key: key.clone(), message });
+        let source = |table, at| Source { text: self.text, table, at };
+        match (value.get_ref(), N::REPEATED) {
+            (DeValue::Table(table), false) => to.read(&[source(table, key)]),
+            (DeValue::Table(_), true) => {
+                wrong(format!("{one}: there may be several of these; write {several}"))
             }
+            (DeValue::Array(items), true) => {
+                let mut tables = Vec::new();
+                for (i, item) in items.iter().enumerate() {
+                    match item.get_ref() {
+                        DeValue::Table(table) => tables.push(source(table, format!("{key}[{i}]"))),
+                        _ => return wrong(format!("{key}: must be tables, each under a line {several}")),
+                    }
+                }
+                to.read(&tables)
+            }
+            (DeValue::Array(_), false) => wrong(format!("{several}: there is one of these; write {one}")),
+            (_, true) => wrong(format!("{key}: must be tables, each under a line {several}")),
+            (_, false) => wrong(format!("{key}: must be a table, under a line {one}")),
         }
     }
 }
 
-/// Says what serde said in the words of a config: which key, and the known name nearest to a misspelt one.
-fn explain(message: &str, key: Option<&str>) -> String {
-    let message = message.trim().replacen("unknown field", "unknown key", 1);
-    let hint = match message.split_once(", expected ") {
-        // The misspelt name is quoted before the comma, the known ones after it.
-        Some((unknown, known)) if message.starts_with("unknown") => unknown
-            .split('`')
-            .nth(1)
-            .and_then(|name| nearest(name, known.split('`').skip(1).step_by(2)))
-            .map(|known| format!("; did you mean `{known}`?"))
-            .unwrap_or_default(),
-        _ => String::new(),
-    };
-    match key {
-        Some(key) if !message.starts_with("unknown key") => format!("{key}: {message}{hint}"),
-        _ => format!("{message}{hint}"),
+/// `feature.lora` for `feature[0].lora[1]`.
+fn kind(at: &str) -> String {
+    at.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect()
+}
+
+/// What may have been meant by a key that the table `at` does not have, or what it has.
+fn hint(name: &str, at: &str, known: &[Known]) -> String {
+    let same = |k: &Known| k.name == name || k.aliases.contains(&name);
+    if let Some(known) = known.iter().find(|known| same(known)) {
+        return format!("did you mean `{}`?", known.name);
     }
-}
-
-/// The known name with the fewest edits to `name`, where at most half of its letters need one.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|known| (edits(name, known), known))
-        .filter(|(edits, known)| 2 * edits <= known.chars().count())
-        .min_by_key(|(edits, _)| *edits)
-        .map(|(_, known)| known)
-}
-
-/// Levenshtein distance: how many letters to insert, remove or replace to turn one word into the other.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, cb) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-/// The key whose name or value holds the byte at `offset`: `train.steps`.
-fn key_at(table: &DeTable, offset: usize) -> Option<String> {
-    let mut found = None;
-    walk(table, "", &mut |key, span| {
-        // Deeper keys come later, so that the last one found is the most precise.
-        if span.contains(&offset) {
-            found = Some(key.to_owned());
+    let mut elsewhere = Vec::new();
+    visit(&<Config as Section>::schema(), "", "", &mut |table, label, known| {
+        if same(known) && table != at {
+            elsewhere.push((table.to_owned(), format!("did you mean `{}` {label}?", known.name)));
         }
     });
-    found
+    // rather within this table
+    let near = elsewhere.iter().find(|(table, _)| !at.is_empty() && table.starts_with(at));
+    if let Some((_, hint)) = near.or(elsewhere.first()) {
+        return hint.clone();
+    }
+    match nearest(name, known.iter().map(|known| known.name)) {
+        Some(known) => format!("did you mean `{known}`?"),
+        None => {
+            let names: Vec<String> = known.iter().map(|known| format!("`{}`", known.name)).collect();
+            format!("known here are {}", names.join(", "))
+        }
+    }
+}
+
+/// Calls `visit(table, where that is, what it may hold)` for every key and table that a config can have.
+fn visit(known: &[Known], table: &str, label: &str, each: &mut impl FnMut(&str, &str, &Known)) {
+    let label = if table.is_empty() { "at the top of the file" } else { label };
+    for known in known {
+        each(table, label, known);
+        if let Some((repeated, inner)) = &known.table {
+            let path = join(table, known.name);
+            let label = if *repeated { format!("in [[{path}]]") } else { format!("in [{path}]") };
+            visit(inner, &path, &label, each);
+        }
+    }
+}
+
+/// The line of a byte, from 1.
+fn line(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|&byte| byte == b'\n').count() + 1
+}
+
+/// Says where a key or table whose name stands at `span` was given before.
+fn twice(text: &str, table: &DeTable<'_>, span: Range<usize>) -> Option<String> {
+    let name = text.get(span.clone())?.trim_matches(['"', '\'']);
+    let mut first = None;
+    walk(table, "", &mut |path, key| {
+        let same = path.rsplit('.').next().is_some_and(|last| last == name);
+        if same && key.start < span.start {
+            first = first.max(Some(key.start));
+        }
+    });
+    let lines = [first?, span.start].map(|offset| line(text, offset));
+    Some(format!("`{name}` is given twice, on lines {} and {}; keep one", lines[0], lines[1]))
 }
 
 /// The byte at which `key` begins, where the file has it.
-fn find(table: &DeTable, key: &str) -> Option<usize> {
+fn find(table: &DeTable<'_>, key: &str) -> Option<usize> {
     let mut found = None;
     walk(table, "", &mut |name, span| {
         if name == key {
@@ -120,15 +193,11 @@ fn find(table: &DeTable, key: &str) -> Option<usize> {
     found
 }
 
-/// Calls `visit(path, bytes)` on every key, outer ones first: `train`, `train.steps`, `lora[0].rank`.
-fn walk(table: &DeTable, prefix: &str, visit: &mut impl FnMut(&str, Range<usize>)) {
+/// Calls `visit(path, bytes of its name)` on every key, outer ones first: `train`, `train.steps`, `lora[0].rank`.
+fn walk(table: &DeTable<'_>, at: &str, visit: &mut impl FnMut(&str, Range<usize>)) {
     for (name, value) in table {
-        let path = if prefix.is_empty() {
-            name.get_ref().to_string()
-        } else {
-            format!("{prefix}.{}", name.get_ref())
-        };
-        visit(&path, name.span().start..value.span().end.max(name.span().end));
+        let path = join(at, name.get_ref());
+        visit(&path, name.span());
         match value.get_ref() {
             DeValue::Table(inner) => walk(inner, &path, visit),
             DeValue::Array(items) => {
@@ -141,4 +210,19 @@ fn walk(table: &DeTable, prefix: &str, visit: &mut impl FnMut(&str, Range<usize>
             _ => {}
         }
     }
+}
+
+/// The line at which a file stops being UTF-8, and what it may be instead.
+fn not_utf8(bytes: &[u8], valid: usize) -> (Option<usize>, String) {
+    let zeros = |from: usize| bytes.iter().skip(from).step_by(2).filter(|byte| **byte == 0).count();
+    // of ASCII every second byte is 0
+    let wide = 2 * zeros(0).max(zeros(1)) > bytes.len() / 2;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || wide {
+        return (None, "is UTF-16; save it as UTF-8".to_owned());
+    }
+    let line = bytes[..valid].iter().filter(|&&byte| byte == b'\n').count() + 1;
+    let byte = bytes.get(valid).copied().unwrap_or_default();
+    let message =
+        format!("byte 0x{byte:02x} is not UTF-8, but perhaps Latin-1 or Windows-1252; save it as UTF-8");
+    (Some(line), message)
 }

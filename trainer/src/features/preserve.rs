@@ -3,8 +3,6 @@
 //! Preservation widens ai-toolkit's differential output preservation from the class to everything that can be said
 //! without the tag: its loss is ‖ε_LoRA(z, t, c′) − ε_base(z, t, c′)‖², the base being the model without the feature.
 
-use std::collections::BTreeSet;
-
 use crate::config::{FeatureConfig, PreservePrompt};
 use crate::features::silence::default_bank;
 use crate::noise::{self, Stream};
@@ -14,7 +12,7 @@ use crate::{Result, Tags};
 const FROM_BANK: usize = 64;
 
 /// The prompts without the tag that a feature is preserved on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Preservation {
     /// Per picture and kind.
     own: Vec<Vec<Vec<String>>>,
@@ -76,10 +74,4 @@ impl Preservation {
         });
         Some(kinds.get(kind)?.get(prompt)?)
     }
-}
-
-/// Every text whose states the training of a feature needs: captions, none, and preservation's.
-pub fn texts<'a>(captions: impl Iterator<Item = &'a str>, preservation: &Preservation) -> BTreeSet<String> {
-    let empty = std::iter::once(String::new());
-    captions.map(str::to_owned).chain(preservation.all().cloned()).chain(empty).collect()
 }

@@ -1,15 +1,15 @@
 //! How much GPU memory a run takes, measured on made-up data.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use strata_engine::{DType, Gpu};
-use strata_model::{Checkpoint, LoraSet, Reading, TextEncoder, Unet};
+use strata_model::{Reading, TextEncoder};
 
-use crate::config::{FeatureConfig, Order};
-use crate::data::latents::encode_picture;
+use crate::data::latents::{Latents, encode_picture};
+use crate::data::texts::Texts;
 use crate::features::silence::PROMPTS_AT_ONCE;
-use crate::training::learner::{Batch, Learner, UpdateArgs};
-use crate::training::plan::Plan;
-use crate::training::run::{begin, storage_dtype};
+use crate::training::run::{Material, Materials, Run};
 use crate::{Config, Result};
 
 /// Bytes of GPU memory, as the engine's pool gives them out.
@@ -23,173 +23,88 @@ pub struct Memory {
     pub lora: u64,
     /// What a step has beside these at most: activations, their gradients, and work buffers.
     pub activations: u64,
-    /// VAE and CLIP at most, which are gone before the U-Net is loaded.
+    /// VAE and text encoder at most, which are gone before the U-Net is loaded.
     pub preparation: u64,
     /// The most that is alive at any time.
     pub peak: u64,
-    /// Buffers that the pool holds at the end, in use or not: what the driver is asked for.
+    /// The most that the driver is asked for at any time: buffers in use, and free ones that wait for their next use.
     pub held: u64,
 }
 
 /// Goes through what [`run`](crate::run) does on the GPU with zeros in place of pictures, captions and noise: the VAE on
-/// two pictures, CLIP on one text, and one step of each feature that would be trained (of all, where none would). Nothing is
-/// written. Probes between steps are left out.
+/// two pictures, the text encoder on one text, and one step of each feature that would be trained (of all, where none
+/// would). Nothing is written. Probes between steps are left out.
 ///
 /// # Errors
 /// As [`run`](crate::run).
 pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory> {
-    let (checkpoint, _, mut plans) = begin(config, only)?;
-    if !plans.iter().any(|plan| plan.due) {
-        plans.iter_mut().for_each(|plan| plan.due = true);
+    let mut run = Run::open(gpu, config, only)?;
+    if !run.plans.iter().any(|plan| plan.due) {
+        run.plans.iter_mut().for_each(|plan| plan.due = true);
     }
-    let measure =
-        Measure { gpu, config, checkpoint: &checkpoint, dtype: storage_dtype(gpu, config.train.dtype) };
     let before = gpu.stats().live_bytes;
     gpu.reset_peak();
-    let sizes = measure.prepare(&plans)?;
+    let materials = blank(&run)?;
     let preparation = gpu.stats().peak_bytes - before;
+    let prepared = gpu.stats().allocated_bytes;
 
-    let mut unet = checkpoint.unet(gpu, measure.dtype)?;
-    unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
-    let mut weights = gpu.stats().live_bytes - before;
+    let mut unet = run.unet()?;
     let mut most = Memory {
         feature: String::new(),
-        weights: 0,
+        weights: gpu.stats().live_bytes - before,
         lora: 0,
         activations: 0,
         preparation,
-        peak: preparation,
+        peak: 0,
         held: 0,
     };
-    for (i, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.due) {
-        let [lora, all] = measure.step(&mut unet, &plans, i, &sizes)?;
-        unet.detach_all();
-        // in a first step convolutions prepare their weights, and keep that
-        let kept = gpu.stats().live_bytes - before - weights;
-        weights += kept;
-        let activations = all - lora - kept;
-        if lora + activations > most.lora + most.activations {
-            most = Memory { feature: plan.feature.name.clone(), lora, activations, ..most };
-        }
-    }
-    let peak = most.peak.max(weights + most.lora + most.activations);
-    Ok(Memory { weights, peak, held: gpu.stats().allocated_bytes, ..most })
-}
-
-struct Measure<'a> {
-    gpu: &'a Gpu,
-    config: &'a Config,
-    checkpoint: &'a Checkpoint,
-    dtype: DType,
-}
-
-/// What VAE and CLIP give.
-struct Sizes {
-    /// Height, width and channels of each plan's latents; of those that are not due nothing.
-    latents: Vec<[usize; 3]>,
-    /// Tokens and channels of a text's states.
-    text: [usize; 2],
-}
-
-impl Measure<'_> {
-    /// VAE and CLIP, as a run has them.
-    fn prepare(&self, plans: &[Plan]) -> Result<Sizes> {
-        let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
-        let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
-        let latent = |plan: &Plan| {
-            let resolution = plan.feature.dataset.resolution;
-            let [height, width] = [resolution.height, resolution.width].map(|side| side as usize);
-            match plan.due {
-                true => {
-                    let encode =
-                        || encode_picture(self.gpu, &vae, &vec![0.0; height * width * 3], height, width);
-                    // a second picture finds in memory what convolutions prepared for the first
-                    encode().and_then(|_| encode()).map(|e| e.1)
-                }
-                false => Ok([0; 3]),
+    for class in run.classes() {
+        let alone = gpu.stats().live_bytes;
+        let mut pupils = run.attach(&class, &materials, &mut unet)?;
+        for pupil in &mut pupils {
+            let attached = gpu.stats().live_bytes;
+            gpu.reset_peak();
+            pupil.try_step(&unet)?;
+            // in a first step convolutions prepare their weights, and keep that
+            let kept = gpu.stats().live_bytes - attached;
+            most.weights += kept;
+            let (lora, activations) = (attached - alone, gpu.stats().peak_bytes - attached - kept);
+            if lora + activations > most.lora + most.activations {
+                most = Memory { feature: pupil.name().to_owned(), lora, activations, ..most };
             }
-        };
-        let latents = plans.iter().map(latent).collect::<Result<_>>()?;
-        // silence and probes read texts while the VAE is still there
-        if plans.iter().any(|plan| plan.due && plan.feature.silence.is_some()) {
-            read(&text, PROMPTS_AT_ONCE)?;
-        } else if self.config.train.probe_every > 0 {
-            read(&text, 1)?;
         }
-        drop(vae);
-        Ok(Sizes { latents, text: read(&text, 1)? })
+        drop(pupils);
+        unet.detach_all();
     }
+    let peak = preparation.max(most.weights + most.lora + most.activations);
+    Ok(Memory { peak, held: prepared.max(gpu.stats().allocated_bytes), ..most })
+}
 
-    /// What a step of feature number `i` has beside the U-Net: its LoRAs, and all at most.
-    fn step(&self, unet: &mut Unet, plans: &[Plan], i: usize, sizes: &Sizes) -> Result<[u64; 2]> {
-        let alive = self.gpu.stats().live_bytes;
-        let plan = &plans[i];
-        let attached: Vec<&Plan> = match self.config.order {
-            Order::Staged if plan.feature.with_frozen => plans[..=i].iter().collect(),
-            Order::Staged => vec![plan],
-            Order::Joint => plans.iter().filter(|plan| plan.due).collect(),
-        };
-        let fresh = |plan: &&Plan| LoraSet::init(self.gpu, self.dtype, &plan.matches, |_, _, _| ());
-        let sets = attached.iter().map(fresh).collect::<Result<Vec<_>, _>>()?;
-        for set in &sets {
-            unet.attach(set)?;
-        }
-        let own = attached.iter().position(|a| a.feature.name == plan.feature.name).unwrap_or(0);
-        // side by side each set has a learner, one after the other the last
-        let learns = |number: &usize| self.config.order == Order::Joint || *number == own;
-        let learners = (0..sets.len()).filter(learns);
-        let learners = learners.map(|n| Learner::new(self.gpu, unet, &sets[n], n, self.dtype));
-        let mut learners = learners.collect::<Result<Vec<_>>>()?;
-        let lora = self.gpu.stats().live_bytes - alive;
-
-        let mut batch = self.batch(&plan.feature, sizes.latents[i], sizes.text, sets.len(), own);
-        self.gpu.reset_peak();
-        let Some(learner) = learners.iter_mut().find(|learner| learner.feature() == own) else {
-            return Ok([lora, lora]);
-        };
-        learner.teach(&mut batch)?;
-        learner.backward(&batch)?;
-        learner.update(&UpdateArgs {
-            lr: 0.0,
-            lr_share: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay: 0.0,
-            max_norm: 0.0,
-            batches: 1,
-        })?;
-        Ok([lora, self.gpu.stats().peak_bytes - alive])
+/// Zeros of the sizes that the run's latents and texts have: of each feature its first picture, and what is said of it.
+fn blank(run: &Run<'_>) -> Result<Materials> {
+    let text = run.checkpoint.text_encoder(run.gpu, DType::F32)?;
+    let vae = run.checkpoint.vae(run.gpu, DType::F32)?;
+    let (mut wanted, mut features) = (BTreeSet::new(), BTreeMap::new());
+    for i in run.classes().into_iter().flatten() {
+        let plan = &run.plans[i];
+        let size = plan.feature.dataset.resolution;
+        let [height, width] = [size.height, size.width].map(|side| side as usize);
+        let zeros = vec![0.0; height * width * 3];
+        // a second picture finds in memory what convolutions prepared for the first
+        encode_picture(run.gpu, &vae, &zeros, height, width)?;
+        let (posterior, shape) = encode_picture(run.gpu, &vae, &zeros, height, width)?;
+        wanted.extend(plan.texts());
+        features.insert(i, Material { latents: Latents::new(vec![posterior], shape, 1.0), basis: None, script: None });
     }
-
-    /// Zeros, of the size of a batch of the feature. Earlier features are on, as where a prompt has all tags; those beside
-    /// it are off.
-    fn batch(
-        &self,
-        feature: &FeatureConfig,
-        [height, width, channels]: [usize; 3],
-        [tokens, text_channels]: [usize; 2],
-        sets: usize,
-        own: usize,
-    ) -> Batch {
-        let learned = self.config.train.batch_size as usize;
-        let preserved = feature.preserve.as_ref().map_or(0, |p| p.samples(learned));
-        let samples = learned + preserved;
-        let latent_shape = [samples, height, width, channels];
-        let context_shape = [samples, tokens, text_channels];
-        let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
-        let gate = |i| if i == own || self.config.order == Order::Staged { 1.0 } else { 0.0 };
-        Batch {
-            latent_shape,
-            noisy: zeros(&latent_shape),
-            target: zeros(&latent_shape),
-            timesteps: vec![500.0; samples],
-            context_shape,
-            context: zeros(&context_shape),
-            weights: vec![1.0; samples],
-            preserved,
-            gates: (0..sets).map(|i| vec![gate(i); samples]).collect(),
-        }
-    }
+    // silence reads several at once while the VAE is still there
+    let silent = run.plans.iter().any(|plan| plan.due && plan.feature.silence.is_some());
+    let shape = read(&text, if silent { PROMPTS_AT_ONCE } else { 1 })?;
+    let zeros = |caption: &String| -> Result<(String, Vec<f32>)> {
+        let chunks = text.read(&[caption], Reading::Literal, &[])?[0].chunks();
+        Ok((caption.clone(), vec![0.0; chunks * shape[0] * shape[1]]))
+    };
+    let states = wanted.iter().map(zeros).collect::<Result<_>>()?;
+    Ok(Materials { texts: Texts::new(states, vec![0.0; shape[0] * shape[1]], shape), features, blank: true })
 }
 
 /// So many texts at once: tokens and channels of the states.

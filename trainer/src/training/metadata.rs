@@ -6,17 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use strata_model::{LoraSet, PredictionType, UnetConfig};
+use strata_model::{Family, LoraSet, PredictionType};
 
-use crate::config::{FeatureConfig, SilenceConfig};
-use crate::{Config, Dataset, Error, LoraRule, Result, Schedule, TrainConfig};
+use crate::config::FeatureConfig;
+use crate::{Config, LoraRule};
 
 /// Metadata of a LoRA after `steps` steps.
 pub(crate) fn metadata(
     config: &Config,
     feature: &FeatureConfig,
-    unet: &UnetConfig,
+    family: Family,
     prediction: PredictionType,
     lora: &LoraSet,
     pictures: usize,
@@ -25,9 +24,9 @@ pub(crate) fn metadata(
     let train = &config.train;
     let resolution = feature.dataset.resolution;
     let name = |path: &std::path::Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    // SD2's U-Net is told by its linear projections, its 768 variant by predicting v
+    // SD2's 768 variant is told by predicting v
     let v = prediction == PredictionType::VPrediction;
-    let v2 = unet.use_linear_projection;
+    let v2 = family == Family::Sd2;
     let (version, architecture) = match (v2, v) {
         (true, true) => ("sd_v2_v", "stable-diffusion-v2-768-v/lora"),
         (true, false) => ("sd_v2", "stable-diffusion-v2-512/lora"),
@@ -53,9 +52,7 @@ pub(crate) fn metadata(
         ("ss_learning_rate", kohya_number(train.lr)),
         ("ss_unet_lr", kohya_number(train.lr)),
         ("ss_text_encoder_lr", "None".to_owned()),
-        ("ss_lr_scheduler", schedule(train.lr_schedule).to_owned()),
-        ("ss_lr_warmup_steps", train.warmup_steps.to_string()),
-        ("ss_optimizer", "AdamW".to_owned()),
+        ("ss_optimizer", train.optimizer.name().to_owned()),
         ("ss_seed", config.seed.to_string()),
         ("ss_num_train_images", pictures.to_string()),
         ("ss_num_reg_images", "0".to_owned()),
@@ -68,8 +65,6 @@ pub(crate) fn metadata(
         ("ss_clip_skip", "None".to_owned()),
         ("ss_flip_aug", python_bool(feature.dataset.flip)),
         ("ss_max_grad_norm", kohya_number(train.max_grad_norm)),
-        ("ss_min_snr_gamma", train.min_snr_gamma.map_or("None".to_owned(), kohya_number)),
-        ("ss_noise_offset", kohya_number(train.noise_offset)),
         ("ss_caption_dropout_rate", kohya_number(train.caption_dropout)),
         ("strata_rules", rules(&feature.lora)),
         ("strata_version", env!("CARGO_PKG_VERSION").to_owned()),
@@ -81,8 +76,9 @@ pub(crate) fn metadata(
         ("modelspec.prediction_type", if v { "v" } else { "epsilon" }.to_owned()),
         ("modelspec.timestep_range", format!("{},{}", train.timestep_min, train.timestep_max)),
     ];
+    let owned = train.schedule.metadata().into_iter().chain(train.loss.metadata());
     let mut strings: BTreeMap<String, String> =
-        strings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        strings.into_iter().chain(owned).map(|(key, value)| (key.to_owned(), value)).collect();
     if !feature.name.is_empty() {
         strings.insert("strata_feature".into(), feature.name.clone());
         strings.insert("strata_tags".into(), json!(feature.tags).to_string());
@@ -92,48 +88,8 @@ pub(crate) fn metadata(
     strings
 }
 
-/// A hash of all that decides what a feature's file holds: its config, its pictures and captions, the `prompts` it is
-/// preserved on and deaf to, the model's name, and the fingerprints of the features that it stands on. Where files lie
-/// does not matter, nor what changes memory alone.
-pub(crate) fn fingerprint(
-    config: &Config,
-    feature: &FeatureConfig,
-    dataset: &Dataset,
-    prompts: &[&String],
-    before: &[&str],
-) -> Result<String> {
-    let nowhere = FeatureConfig {
-        output: None,
-        describes: Vec::new(),
-        // what is in its bank is among the prompts
-        silence: feature.silence.clone().map(|s| SilenceConfig { bank: "default".into(), ..s }),
-        dataset: crate::DatasetConfig { folder: "pictures".into(), ..feature.dataset.clone() },
-        ..feature.clone()
-    };
-    let alone = Config {
-        model: config.model.file_name().unwrap_or_default().into(),
-        output: "lora.safetensors".into(),
-        log: None,
-        tensorboard: None,
-        feature: vec![nowhere],
-        dataset: Default::default(),
-        lora: Config::default().lora,
-        train: TrainConfig { gradient_checkpointing: false, ..config.train.clone() },
-        ..config.clone()
-    };
-    let mut hash = Sha256::new();
-    hash.update(alone.to_toml());
-    for picture in dataset.pictures() {
-        hash.update(std::fs::read(&picture.path).map_err(Error::io("read picture", &picture.path))?);
-        hash.update(&picture.caption);
-    }
-    prompts.iter().for_each(|prompt| hash.update(prompt));
-    before.iter().for_each(|fingerprint| hash.update(fingerprint));
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 /// `8.0`, `0.0001`, `1e-05`: as Python writes a float, which is what readers of `ss_*` parse.
-fn kohya_number(x: f64) -> String {
+pub(crate) fn kohya_number(x: f64) -> String {
     let text = format!("{x:?}");
     match text.split_once("e-") {
         Some((digits, exponent)) => format!("{}e-{exponent:0>2}", digits.trim_end_matches(".0")),
@@ -143,14 +99,6 @@ fn kohya_number(x: f64) -> String {
 
 fn python_bool(on: bool) -> String {
     if on { "True" } else { "False" }.to_owned()
-}
-
-fn schedule(schedule: Schedule) -> &'static str {
-    match schedule {
-        Schedule::Constant => "constant",
-        Schedule::Cosine => "cosine",
-        Schedule::Linear => "linear",
-    }
 }
 
 /// The rules of the config as JSON: which layers the file holds, and why.

@@ -1,5 +1,6 @@
 //! What a run is going to do, found out before the GPU works.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use strata_model::{Checkpoint, LoraWeights, Match, Rule, Selection};
 use crate::config::{FeatureConfig, Order};
 use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
-use crate::training::metadata::fingerprint;
+use crate::training::fingerprint::fingerprint;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.
@@ -26,6 +27,14 @@ pub(crate) struct Plan {
     pub due: bool,
 }
 
+impl Plan {
+    /// Every text whose states the training of the feature needs: captions, none, and preservation's.
+    pub fn texts(&self) -> BTreeSet<String> {
+        let captions = self.dataset.pictures().iter().map(|picture| &picture.caption);
+        captions.chain(self.preservation.all()).cloned().chain([String::new()]).collect()
+    }
+}
+
 /// Reads what each feature is made of, and says which features are to be trained.
 pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>) -> Result<Vec<Plan>> {
     let features = config.features();
@@ -36,6 +45,7 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
         return Err(Error::Config { file: None, line: None, message });
     }
     let tokenizer = Arc::new(checkpoint.tokenizer()?);
+    let model = checkpoint.digest()?;
     let mut plans: Vec<Plan> = Vec::new();
     for feature in &features {
         let dataset = Dataset::open(&feature.dataset)?;
@@ -53,7 +63,7 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
         };
         let silent = silent_prompts(feature, &tags, &dataset, &others)?;
         let prompts: Vec<&String> = preservation.all().chain(&silent).collect();
-        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before)?;
+        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before, &model)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);

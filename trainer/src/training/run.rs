@@ -1,30 +1,28 @@
 //! A run: from a config to LoRA files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu};
-use strata_model::{Checkpoint, LoraSet, LoraWeights, Match, NoiseSchedule, Unet};
+use strata_model::progress::{bar, waiting};
+use strata_model::{Checkpoint, Lock, LoraSet, LoraWeights, NoiseSchedule, Unet, check_room, lock};
 
 use crate::config::Order;
 use crate::data::latents::Latents;
 use crate::data::texts::Texts;
-use crate::features::preserve::texts;
 use crate::features::silence::{Basis, Silence, basis};
 use crate::inspection::probe::Script;
 use crate::training::learner::Learner;
 use crate::training::log::Logs;
-use crate::training::plan::{Plan, plan};
-use crate::training::save::{combine, save, save_between};
-use crate::training::step::{Lesson, Trainer};
+use crate::training::plan::{Plan, is_done, plan};
+use crate::training::pupil::{Outcome, Pupil};
+use crate::training::step::Lesson;
 use crate::training::tensorboard::TensorBoard;
-use crate::training::watch::{ProbeRecord, Watch, script};
-use crate::{Config, Error, Precision, Result, StepLog, StepRecord, Tags, kaiming_uniform, noise};
-use strata_model::progress::{bar, waiting};
-
-/// Weight of the newest loss in the running mean that the progress bar shows.
-const SMOOTHING: f64 = 0.05;
+use crate::training::watch::{Watch, script};
+use crate::{Config, Error, Precision, Result, StepLog, kaiming_uniform, noise};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,27 +39,20 @@ pub struct Summary {
     pub dtype: DType,
 }
 
-/// What became of a feature.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// Its name; empty in a run without features.
-    pub name: String,
-    /// The LoRA files that were written, the last one last. None where it had been trained before.
-    pub files: Vec<PathBuf>,
-    /// Updates asked for.
-    pub steps: u64,
-    /// Those of them that were left out because a gradient was not finite.
-    pub skipped: u64,
-    /// Layers that have a LoRA.
-    pub layers: usize,
-    /// Numbers in the LoRA.
-    pub parameters: usize,
-    /// Running mean of the loss at the end.
-    pub loss: f64,
-    /// What the last probe found, if there was one.
-    pub probe: Option<ProbeRecord>,
-    /// The training ended early, since that probe found a leak above the limit.
-    pub stopped: bool,
+/// A wish that the run may end: it then writes what was learned and stops after the step under way.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Asks for it; from any thread.
+    pub fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was asked for.
+    pub fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Trains what a config describes and writes its files: features that are not there yet, or `only` that one, again if
@@ -71,238 +62,256 @@ pub struct Outcome {
 /// Two runs of one config on one machine give equal files.
 ///
 /// # Errors
-/// What the config asks for is impossible, a file cannot be read or written, the training diverges, or the GPU fails.
-pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Summary> {
-    let (checkpoint, schedule, plans) = begin(config, only)?;
-    for plan in &plans {
-        make_folder_of(plan.feature.file())?;
-    }
-    make_folder_of(&config.output)?;
-    let due: Vec<&Plan> = plans.iter().filter(|plan| plan.due).collect();
-    let dtype = storage_dtype(gpu, config.train.dtype);
+/// What the config asks for is impossible, a file cannot be read or written, the training diverges, the GPU fails, or the
+/// end was asked for. What was learned until then is written all the same, and [`Error::Unfinished`] says where.
+pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt) -> Result<Summary> {
+    let run = Run::open(gpu, config, only)?;
+    let _locks = run.make_room()?;
+    let before = |plan: &Plan| Outcome::before(plan, config.steps_of(&plan.feature));
     let mut summary = Summary {
-        features: plans.iter().map(|plan| Outcome::before(config, plan)).collect(),
+        features: run.plans.iter().map(before).collect(),
         combined: None,
         log: config.log_path(),
         seconds: 0.0,
-        dtype,
+        dtype: run.dtype,
     };
-    if !due.is_empty() {
-        due.iter().try_for_each(|plan| plan.dataset.check())?;
+    if run.plans.iter().any(|plan| plan.due) {
+        run.plans.iter().filter(|plan| plan.due).try_for_each(|plan| plan.dataset.check())?;
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
         let mut log = Logs::new(StepLog::append(&config.log_path())?, board);
-        let run = Run::prepare(gpu, config, &checkpoint, &schedule, &plans, dtype)?;
-        let reading = waiting("reading the U-Net");
-        let mut unet = checkpoint.unet(gpu, dtype)?;
-        drop(reading);
-        unet.set_gradient_checkpointing(config.train.gradient_checkpointing);
+        let materials = run.prepare()?;
+        let mut unet = run.unet()?;
         let started = Instant::now();
-        match config.order {
-            Order::Staged => run.staged(&plans, &mut unet, &mut log, &mut summary.features)?,
-            Order::Joint => run.joint(&plans, &mut unet, &mut log, &mut summary.features)?,
+        for class in run.classes() {
+            let mut pupils = run.attach(&class, &materials, &mut unet)?;
+            teach(&mut pupils, &unet, &mut log, interrupt)?;
+            for (i, pupil) in class.into_iter().zip(pupils) {
+                summary.features[i] = pupil.outcome().clone();
+            }
         }
         summary.seconds = started.elapsed().as_secs_f64();
     }
-    summary.combined = combine(config, &plans)?;
+    summary.combined = run.combine()?;
     Ok(summary)
 }
 
-/// Everything that can be wrong without the GPU comes first: the model's noise, and what is to be done.
-pub(crate) fn begin(config: &Config, only: Option<&str>) -> Result<(Checkpoint, NoiseSchedule, Vec<Plan>)> {
-    config.validate()?;
-    let checkpoint = Checkpoint::open(&config.model)?;
-    let schedule = checkpoint.schedule()?;
-    check_timesteps(config, &schedule)?;
-    let plans = plan(config, &checkpoint, only)?;
-    Ok((checkpoint, schedule, plans))
+/// Takes all steps of pupils side by side and writes their files.
+fn teach(pupils: &mut [Pupil<'_>], unet: &Unet, log: &mut Logs, interrupt: &Interrupt) -> Result<()> {
+    let taught = steps(pupils, unet, log, interrupt).and_then(|()| pupils.iter_mut().try_for_each(Pupil::finish));
+    taught.map_err(|error| {
+        let saved: Vec<PathBuf> = pupils.iter().filter_map(Pupil::rescue).collect();
+        if saved.is_empty() { error } else { Error::Unfinished { cause: Box::new(error), saved } }
+    })
 }
 
-/// What is in GPU and host memory during a run.
-struct Run<'a> {
-    gpu: &'a Gpu,
-    config: &'a Config,
-    schedule: &'a NoiseSchedule,
-    dtype: DType,
-    texts: Texts,
+fn steps(pupils: &mut [Pupil<'_>], unet: &Unet, log: &mut Logs, interrupt: &Interrupt) -> Result<()> {
+    let name = if pupils.len() > 1 { "joint" } else { pupils.first().map_or("", |pupil| pupil.name()) };
+    let progress = bar(pupils.iter().map(Pupil::steps).max().unwrap_or(0), name);
+    let mut taken = 0;
+    while pupils.iter().any(Pupil::is_due) {
+        if interrupt.asked() {
+            return Err(Error::Interrupted { steps: taken });
+        }
+        for pupil in pupils.iter_mut().filter(|pupil| pupil.is_due()) {
+            pupil.step(unet, log)?;
+        }
+        taken += 1;
+        let losses: Vec<String> = pupils.iter().map(|pupil| format!("{:.4}", pupil.loss())).collect();
+        progress.set_message(format!("loss {}", losses.join(" ")));
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// What all pupils of a run share.
+pub(crate) struct Run<'a> {
+    pub gpu: &'a Gpu,
+    pub config: &'a Config,
+    pub checkpoint: Checkpoint,
+    pub schedule: NoiseSchedule,
+    /// Number format of weights and activations.
+    pub dtype: DType,
+    pub plans: Vec<Plan>,
+}
+
+/// What features are taught with, computed before the U-Net is there.
+pub(crate) struct Materials {
+    pub texts: Texts,
     /// Of each feature that is due.
-    latents: Vec<Option<Latents>>,
-    bases: Vec<Option<Basis>>,
-    /// Of each feature that is due, where features are probed.
-    scripts: Vec<Option<Script>>,
+    pub features: BTreeMap<usize, Material>,
+    /// They stand for others of their size, to see what memory a run takes. Frozen features are then such as well, and on
+    /// whatever a text says.
+    pub blank: bool,
+}
+
+/// Of one feature.
+pub(crate) struct Material {
+    pub latents: Latents,
+    pub basis: Option<Basis>,
+    /// Where features are probed.
+    pub script: Option<Script>,
 }
 
 impl<'a> Run<'a> {
-    fn prepare(
-        gpu: &'a Gpu,
-        config: &'a Config,
-        checkpoint: &Checkpoint,
-        schedule: &'a NoiseSchedule,
-        plans: &[Plan],
-        dtype: DType,
-    ) -> Result<Self> {
-        let mut wanted = BTreeSet::new();
-        let (mut latents, mut bases, mut scripts) = (Vec::new(), Vec::new(), Vec::new());
+    /// Everything that can be wrong without the GPU comes first: the model, its noise, and what is to be done.
+    pub fn open(gpu: &'a Gpu, config: &'a Config, only: Option<&str>) -> Result<Self> {
+        config.validate()?;
+        let checkpoint = Checkpoint::open(&config.model)?;
+        let schedule = checkpoint.schedule()?;
+        check_timesteps(config, &schedule)?;
+        let plans = plan(config, &checkpoint, only)?;
+        let dtype = storage_dtype(gpu, config.train.dtype);
+        Ok(Self { gpu, config, checkpoint, schedule, dtype, plans })
+    }
+
+    /// Features that are trained side by side, one such class after the other.
+    pub fn classes(&self) -> Vec<Vec<usize>> {
+        let due = (0..self.plans.len()).filter(|i| self.plans[*i].due);
+        match self.config.order {
+            Order::Staged => due.map(|i| vec![i]).collect(),
+            Order::Joint => vec![due.collect()],
+        }
+    }
+
+    /// The features that are there, frozen, while a class learns.
+    fn earlier(&self, class: &[usize]) -> &[Plan] {
+        match (self.config.order, class) {
+            (Order::Staged, &[i]) if self.plans[i].feature.with_frozen => &self.plans[..i],
+            _ => &[],
+        }
+    }
+
+    /// Runs text encoder and VAE once over all that is due.
+    fn prepare(&self) -> Result<Materials> {
         let reading = waiting("reading text encoder and VAE");
         // in f32 whatever the run's number format is: they run once, and some VAEs overflow f16
-        let text = checkpoint.text_encoder(gpu, DType::F32)?;
-        let vae = checkpoint.vae(gpu, DType::F32)?;
+        let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
+        let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
         drop(reading);
-        for (i, plan) in plans.iter().enumerate() {
-            let (mut own, mut span) = (None, None);
-            if plan.due {
-                let captions = plan.dataset.pictures().iter().map(|p| p.caption.as_str());
-                wanted.extend(texts(captions, &plan.preservation));
-                own = Some(Latents::encode(gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?);
-                if let Some(silence) = &plan.feature.silence {
-                    span = Some(basis(&text, &plan.silent, silence.rank)?);
-                }
+        let (mut wanted, mut features) = (BTreeSet::new(), BTreeMap::new());
+        for class in self.classes() {
+            let attached: Vec<&Plan> =
+                self.earlier(&class).iter().chain(class.iter().map(|i| &self.plans[*i])).collect();
+            for i in class {
+                let plan = &self.plans[i];
+                wanted.extend(plan.texts());
+                let latents = Latents::encode(self.gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?;
+                let silence = plan.feature.silence.as_ref();
+                let basis = silence.map(|silence| basis(&text, &plan.silent, silence.rank)).transpose()?;
+                let probed = self.config.train.probe_every > 0;
+                let script = probed.then(|| script(&text, &attached)).transpose()?;
+                features.insert(i, Material { latents, basis, script });
             }
-            latents.push(own);
-            bases.push(span);
-            let probed = plan.due && config.train.probe_every > 0;
-            // as they are attached
-            let attached: Vec<&Plan> = match config.order {
-                Order::Staged if plan.feature.with_frozen => plans[..=i].iter().collect(),
-                Order::Staged => vec![plan],
-                Order::Joint => plans.iter().filter(|p| p.due).collect(),
-            };
-            scripts.push(probed.then(|| script(&text, &attached)).transpose()?);
         }
-        drop(vae);
-        let texts = Texts::encode(&text, &wanted)?;
-        Ok(Self { gpu, config, schedule, dtype, texts, latents, bases, scripts })
+        Ok(Materials { texts: Texts::encode(&text, &wanted)?, features, blank: false })
     }
 
-    /// One feature after the other.
-    fn staged(
-        &self,
-        plans: &[Plan],
+    /// Claims the files that will be written, makes their folders, and tries whether there is room.
+    fn make_room(&self) -> Result<Vec<Lock>> {
+        let due: Vec<&Plan> = self.plans.iter().filter(|plan| plan.due).collect();
+        // in f32, and once more for all together
+        let bytes = |plan: &Plan| 8 * Outcome::before(plan, 0).parameters as u64;
+        let all: u64 = due.iter().map(|plan| bytes(plan)).sum();
+        let mut files: Vec<&Path> = due.iter().map(|plan| plan.feature.file()).collect();
+        if !files.contains(&self.config.output.as_path()) {
+            files.push(&self.config.output);
+        }
+        let claim = |file: &&Path| -> Result<Lock> {
+            if let Some(folder) = file.parent() {
+                std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+            }
+            check_room(file, all)?;
+            Ok(lock(file)?)
+        };
+        files.iter().map(claim).collect()
+    }
+
+    pub fn unet(&self) -> Result<Unet> {
+        let _reading = waiting("reading the U-Net");
+        let mut unet = self.checkpoint.unet(self.gpu, self.dtype)?;
+        unet.set_gradient_checkpointing(self.config.train.gradient_checkpointing);
+        Ok(unet)
+    }
+
+    /// Puts the LoRAs of a class on the U-Net, beside those of earlier features. Side by side each has batches, gradients
+    /// and moments of its own, and the others are off in its samples; so its file is the one that it would have alone.
+    pub fn attach<'r>(
+        &'r self,
+        class: &[usize],
+        materials: &'r Materials,
         unet: &mut Unet,
-        log: &mut Logs,
-        outcomes: &mut [Outcome],
-    ) -> Result<()> {
-        for (i, plan) in plans.iter().enumerate().filter(|(_, plan)| plan.due) {
-            unet.detach_all();
-            let (mut company, mut earlier) = (Vec::new(), Vec::new());
-            for before in plans[..i].iter().filter(|_| plan.feature.with_frozen) {
-                let set = self.frozen(plan, before, unet)?;
-                unet.attach(&set)?;
-                company.push(Some(&before.tags));
-                earlier.push(set);
-            }
-            let lora = self.fresh(plan)?;
-            let own = unet.attach(&lora)?;
-            company.push(None);
-            let silence = self.silence(i, plan, &lora, &earlier)?;
-            let learner = Learner::new(self.gpu, unet, &lora, own, self.dtype)?;
-            let watch = self.watch(i, own, unet)?;
-            let mut trainer = Trainer::new(self.lesson(i, plan, company)?, learner, silence);
-
-            let progress = bar(self.config.steps_of(&plan.feature), &plan.feature.name);
-            for step in 0..self.config.steps_of(&plan.feature) {
-                let record = trainer.step(step)?;
-                log.step(&record)?;
-                outcomes[i].note(&record);
-                progress.set_message(format!("loss {:.4}", outcomes[i].loss));
-                progress.inc(1);
-                save_between(self.config, plan, unet, self.schedule, &lora, step + 1, &mut outcomes[i])?;
-                if self.look(watch.as_ref(), unet, step + 1, log, &mut outcomes[i])? {
-                    break;
-                }
-            }
-            progress.finish_and_clear();
-            let taken = outcomes[i].steps;
-            outcomes[i].files.push(save(self.config, plan, unet, self.schedule, &lora, None, taken)?);
-        }
-        Ok(())
-    }
-
-    /// All features side by side. Each has batches, gradients and moments of its own, and the others are off in its
-    /// samples; so its file is the one that it would have alone.
-    fn joint(&self, plans: &[Plan], unet: &mut Unet, log: &mut Logs, outcomes: &mut [Outcome]) -> Result<()> {
-        let due: Vec<(usize, &Plan)> = plans.iter().enumerate().filter(|(_, plan)| plan.due).collect();
-        let sets = due.iter().map(|(_, plan)| self.fresh(plan)).collect::<Result<Vec<_>>>()?;
-        for set in &sets {
+    ) -> Result<Vec<Pupil<'r>>> {
+        unet.detach_all();
+        let earlier = self.earlier(class);
+        let frozen = earlier
+            .iter()
+            .map(|before| match materials.blank {
+                true => self.fresh(before),
+                false => self.frozen(before, &self.plans[class[0]], unet),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let own = class.iter().map(|i| self.fresh(&self.plans[*i])).collect::<Result<Vec<_>>>()?;
+        for set in frozen.iter().chain(&own) {
             unet.attach(set)?;
         }
-        let (mut trainers, mut watches) = (Vec::new(), Vec::new());
-        for (own, ((i, plan), lora)) in due.iter().zip(&sets).enumerate() {
-            let silence = self.silence(*i, plan, lora, &[])?;
-            let learner = Learner::new(self.gpu, unet, lora, own, self.dtype)?;
-            watches.push(self.watch(*i, own, unet)?);
-            trainers.push(Trainer::new(self.lesson(*i, plan, vec![None; sets.len()])?, learner, silence));
-        }
-        let steps = due.iter().map(|(_, plan)| self.config.steps_of(&plan.feature)).max().unwrap_or(0);
-        let progress = bar(steps, "joint");
-        for step in 0..steps {
-            let each = due.iter().zip(&sets).zip(&mut trainers).zip(&watches);
-            for ((((i, plan), lora), trainer), watch) in each {
-                let outcome = &mut outcomes[*i];
-                if step < self.config.steps_of(&plan.feature) && !outcome.stopped {
-                    let record = trainer.step(step)?;
-                    log.step(&record)?;
-                    outcome.note(&record);
-                    save_between(self.config, plan, unet, self.schedule, lora, step + 1, outcome)?;
-                    self.look(watch.as_ref(), unet, step + 1, log, outcome)?;
+        let pupil = |(place, lora): (usize, LoraSet)| {
+            let (i, number) = (class[place], frozen.len() + place);
+            let (plan, material) = (&self.plans[i], &materials.features[&i]);
+            let learner = Learner::new(&lora, number, self.dtype, &self.config.train)?;
+            let silence = match (&plan.feature.silence, &material.basis) {
+                (Some(config), Some(basis)) => {
+                    let disjoint: Vec<&LoraSet> = frozen.iter().filter(|_| config.disjoint).collect();
+                    Some(Silence::new(basis, &lora, &disjoint)?)
                 }
-            }
-            let losses: Vec<String> = due.iter().map(|(i, _)| format!("{:.4}", outcomes[*i].loss)).collect();
-            progress.set_message(format!("loss {}", losses.join(" ")));
-            progress.inc(1);
-        }
-        progress.finish_and_clear();
-        for ((i, plan), lora) in due.iter().zip(&sets) {
-            let taken = outcomes[*i].steps;
-            outcomes[*i].files.push(save(self.config, plan, unet, self.schedule, lora, None, taken)?);
-        }
-        Ok(())
+                _ => None,
+            };
+            let watch = match &material.script {
+                Some(script) => Some(self.watch(script, number, &material.latents, unet)?),
+                None => None,
+            };
+            let sets = unet.features();
+            let lesson = self.lesson(plan, materials, &material.latents, earlier, [number, sets])?;
+            Ok(Pupil::new(self, plan, lora, lesson, learner, silence, watch))
+        };
+        own.into_iter().enumerate().map(pupil).collect()
     }
 
-    fn lesson<'b>(&'b self, i: usize, plan: &'b Plan, company: Vec<Option<&'b Tags>>) -> Result<Lesson<'b>> {
-        let missing = || Error::Dataset(format!("the pictures of {} were not read", plan.feature.name));
-        let captions = plan.dataset.pictures().iter().map(|p| p.caption.as_str());
-        let own = texts(captions, &plan.preservation);
+    /// `[number, sets]`: the feature's LoRA is that number of so many sets.
+    fn lesson<'r>(
+        &'r self,
+        plan: &'r Plan,
+        materials: &'r Materials,
+        latents: &'r Latents,
+        earlier: &[Plan],
+        [number, sets]: [usize; 2],
+    ) -> Result<Lesson<'r>> {
+        // which sets are on in a text: the feature's own always, earlier ones where their tags are, and no other
+        let gates = |text: String| -> Result<(String, Vec<f32>)> {
+            let mut gates = vec![0.0; sets];
+            gates[number] = 1.0;
+            for (gate, before) in gates.iter_mut().zip(earlier) {
+                if materials.blank || before.tags.are_in(&text)? {
+                    *gate = 1.0;
+                }
+            }
+            Ok((text, gates))
+        };
         Ok(Lesson {
-            chunks: self.texts.chunks(own.iter().map(String::as_str))?,
             config: self.config,
             feature: &plan.feature,
             seed: noise::feature_seed(self.config.seed, &plan.feature.name),
             captions: plan.dataset.pictures().iter().map(|p| p.caption.as_str()).collect(),
-            latents: self.latents[i].as_ref().ok_or_else(missing)?,
-            texts: &self.texts,
-            preservation: plan.preservation.clone(),
-            schedule: self.schedule,
-            company,
+            latents,
+            texts: &materials.texts,
+            preservation: &plan.preservation,
+            schedule: &self.schedule,
+            gates: plan.texts().into_iter().map(gates).collect::<Result<_>>()?,
         })
     }
 
-    /// What probes feature `i`, whose set was attached as number `own`.
-    fn watch(&self, i: usize, own: usize, unet: &Unet) -> Result<Option<Watch>> {
-        let (Some(script), Some(latents)) = (&self.scripts[i], &self.latents[i]) else { return Ok(None) };
-        let (gpu, config, schedule) = (self.gpu, self.config, self.schedule);
-        Watch::new(gpu, config, unet, script.clone(), own, schedule, latents, self.dtype).map(Some)
-    }
-
-    /// Probes after `done` steps, if it is time. Returns whether the feature leaks too much to go on.
-    fn look(
-        &self,
-        watch: Option<&Watch>,
-        unet: &Unet,
-        done: u64,
-        log: &mut Logs,
-        outcome: &mut Outcome,
-    ) -> Result<bool> {
-        let Some(record) = watch.map(|watch| watch.look(unet, done)).transpose()?.flatten() else {
-            return Ok(false);
-        };
-        log.probe(&record)?;
-        let limit = self.config.train.stop_leak;
-        outcome.stopped = limit > 0.0 && record.leak.is_some_and(|leak| leak > limit);
-        if outcome.stopped {
-            outcome.steps = done;
-        }
-        outcome.probe = Some(record);
-        Ok(outcome.stopped)
+    fn watch(&self, script: &Script, own: usize, latents: &Latents, unet: &Unet) -> Result<Watch> {
+        Watch::new(self.gpu, self.config, unet, script.clone(), own, &self.schedule, latents, self.dtype)
     }
 
     fn fresh(&self, plan: &Plan) -> Result<LoraSet> {
@@ -313,7 +322,7 @@ impl<'a> Run<'a> {
     }
 
     /// A feature that was trained before, from its file.
-    fn frozen(&self, stage: &Plan, before: &Plan, unet: &Unet) -> Result<LoraSet> {
+    fn frozen(&self, before: &Plan, stage: &Plan, unet: &Unet) -> Result<LoraSet> {
         let file = before.feature.file();
         if !file.is_file() {
             return Err(Error::Dataset(format!(
@@ -326,40 +335,21 @@ impl<'a> Run<'a> {
         Ok(LoraSet::from_weights(self.gpu, self.dtype, &LoraWeights::read(file)?, unet)?)
     }
 
-    fn silence(&self, i: usize, plan: &Plan, lora: &LoraSet, earlier: &[LoraSet]) -> Result<Option<Silence>> {
-        let (Some(config), Some(basis)) = (&plan.feature.silence, &self.bases[i]) else { return Ok(None) };
-        let earlier: Vec<&LoraSet> = earlier.iter().filter(|_| config.disjoint).collect();
-        Ok(Some(Silence::new(basis, lora, &earlier)?))
-    }
-}
-
-impl Outcome {
-    fn before(config: &Config, plan: &Plan) -> Self {
-        let numbers = |m: &Match| m.layer.parameters(m.rank);
-        Self {
-            name: plan.feature.name.clone(),
-            files: Vec::new(),
-            steps: config.steps_of(&plan.feature),
-            skipped: 0,
-            layers: plan.matches.len(),
-            parameters: plan.matches.iter().map(numbers).sum(),
-            loss: f64::NAN,
-            probe: None,
-            stopped: false,
+    /// Puts all features into one file, where there are several and all are done.
+    fn combine(&self) -> Result<Option<PathBuf>> {
+        let done = |plan: &Plan| is_done(plan.feature.file(), &plan.fingerprint);
+        if self.plans.len() < 2 || !self.plans.iter().all(done) {
+            return Ok(None);
         }
-    }
-
-    fn note(&mut self, record: &StepRecord) {
-        self.skipped += u64::from(record.skipped);
-        if record.loss.is_finite() {
-            let new = f64::from(record.loss);
-            self.loss = if self.loss.is_nan() { new } else { self.loss + SMOOTHING * (new - self.loss) };
-        }
+        let read = |plan: &Plan| LoraWeights::read(plan.feature.file());
+        let all = self.plans.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        LoraWeights::combine(&all)?.write(&self.config.output)?;
+        Ok(Some(self.config.output.clone()))
     }
 }
 
 /// The number format a run uses: what the config asks for, but f32 on a GPU adapter that has no f16.
-pub fn storage_dtype(gpu: &Gpu, wanted: Precision) -> DType {
+fn storage_dtype(gpu: &Gpu, wanted: Precision) -> DType {
     if wanted == Precision::F16 && gpu.caps().f16 { DType::F16 } else { DType::F32 }
 }
 
@@ -371,16 +361,4 @@ fn check_timesteps(config: &Config, schedule: &NoiseSchedule) -> Result<()> {
     }
     let message = format!("train.timestep_max = {max}: the model has only {has} timesteps");
     Err(Error::Config { file: None, line: None, message })
-}
-
-/// Makes the folder of a file, so that a run does not fail at its very end for want of it.
-fn make_folder_of(file: &Path) -> Result<()> {
-    if file.is_dir() {
-        let message = format!("output = {}: is a folder; name a file", file.display());
-        return Err(Error::Config { file: None, line: None, message });
-    }
-    match file.parent() {
-        Some(folder) => std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder)),
-        None => Ok(()),
-    }
 }

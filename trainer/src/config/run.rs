@@ -1,0 +1,140 @@
+//! The config of a run as a whole.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::check::{Problem, file_name, if_set, lora_file, named, within};
+use super::section::section;
+use super::value::choice;
+use super::{DatasetConfig, FeatureConfig, LoraRule, TrainConfig};
+
+section! {
+    /// Everything a run depends on. Paths in a file are relative to the folder of that file.
+    pub struct Config {
+        /// Folder of a Stable Diffusion model in diffusers layout. Default `model`.
+        model: PathBuf = "model".into(), "folder of a Stable Diffusion model in diffusers layout",
+            check named("the folder of a diffusers model"),
+            also "pretrained_model_name_or_path" "base_model" "name_or_path",
+            decides false;
+        /// The LoRA to write, a `.safetensors` file; of all features together, where there are several. Default
+        /// `lora.safetensors`.
+        output: PathBuf = "lora.safetensors".into(), "the LoRA to write",
+            check lora_file, also "output_dir" "output_name", decides false;
+        /// Number format of the LoRA's tensors on disk. Default `f16`.
+        save_dtype: Precision = Precision::F16, "number format of that file: \"f16\" or \"f32\"",
+            also "save_precision";
+        /// JSON-lines log of the steps. Default: `output` with the extension `.jsonl`.
+        log: Option<PathBuf> = None, example |c: &Config| c.log_path(),
+            "one JSON line a step; default: beside the output",
+            check if_set(file_name), decides false;
+        /// Folder for curves that TensorBoard shows. Default: none.
+        tensorboard: Option<PathBuf> = None, example |_| PathBuf::from("curves"),
+            "folder for curves; default: none",
+            also "logging_dir", decides false;
+        /// All chance in a run comes from this number, at most 2⁶³ − 1 (TOML's largest). Default 0.
+        seed: u64 = 0, "all chance in a run comes from this number", check within(0, i64::MAX as u64);
+        /// Whether several features learn one after the other or side by side. Default `staged`.
+        order: Order = Order::Staged,
+            "several features: \"staged\", one after the other, or \"joint\", side by side";
+        /// The pictures to learn from, in a run without features.
+        dataset: DatasetConfig => table;
+        /// Which layers get a LoRA, in a run without features. Default: one rule, `attn` with rank 8 and alpha 8.
+        lora: Vec<LoraRule> => table = vec![LoraRule::default()];
+        /// What to learn, where it is more than one thing or has a tag. Default: none.
+        feature: Vec<FeatureConfig> => table;
+        /// How to learn.
+        train: TrainConfig => table;
+    }
+    together Config::check_together;
+}
+
+choice! {
+    /// A number format.
+    pub enum Precision {
+        /// 32 bits.
+        F32 = "f32",
+        /// 16 bits.
+        F16 = "f16",
+    }
+}
+
+choice! {
+    /// How the features of a run are trained.
+    pub enum Order {
+        /// One after the other, in the order of the config.
+        Staged = "staged",
+        /// Side by side: in each step each feature learns from samples of its own.
+        Joint = "joint",
+    }
+}
+
+impl Config {
+    /// Where the log of the steps goes: `log`, or `output` with the extension `.jsonl`.
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone().unwrap_or_else(|| self.output.with_extension("jsonl"))
+    }
+
+    /// Samples in one update: `batch_size` · `gradient_accumulation`.
+    pub fn samples_per_step(&self) -> u64 {
+        u64::from(self.train.batch_size) * u64::from(self.train.gradient_accumulation)
+    }
+
+    /// What the run teaches. A config without `[[feature]]` is one feature that has no name and no tag.
+    pub fn features(&self) -> Vec<FeatureConfig> {
+        let own = |feature: &FeatureConfig| {
+            let stem = self.output.file_stem().unwrap_or_default().to_string_lossy();
+            let output = self.output.with_file_name(format!("{stem}-{}.safetensors", feature.name));
+            FeatureConfig { output: feature.output.clone().or(Some(output)), ..feature.clone() }
+        };
+        if !self.feature.is_empty() {
+            return self.feature.iter().map(own).collect();
+        }
+        let (dataset, lora, output) = (self.dataset.clone(), self.lora.clone(), Some(self.output.clone()));
+        vec![FeatureConfig { dataset, lora, output, ..FeatureConfig::default() }]
+    }
+
+    /// Updates of a feature's LoRA.
+    pub fn steps_of(&self, feature: &FeatureConfig) -> u64 {
+        feature.steps.unwrap_or(self.train.steps)
+    }
+
+    fn check_together(&self) -> Result<(), Problem> {
+        if self.log.as_ref() == Some(&self.output) {
+            let must = "is also `output`; give the log a path of its own";
+            return Err(Problem::new("log", self.output.display(), must));
+        }
+        if self.feature.is_empty() {
+            if self.train.probe_every > 0 {
+                let must = "probes features; give at least one [[feature]], or set it to 0";
+                return Err(Problem::new("train.probe_every", self.train.probe_every, must));
+            }
+            return LoraRule::check_all(&self.lora);
+        }
+        self.check_features()
+    }
+
+    fn check_features(&self) -> Result<(), Problem> {
+        // what would be ignored in silence
+        let must = "is for runs without features; move it into each [[feature]]";
+        if self.dataset != DatasetConfig::default() {
+            return Err(Problem::new("dataset", self.dataset.folder.display(), must));
+        }
+        if self.lora != Self::default().lora {
+            let selects: Vec<&String> = self.lora.iter().map(|rule| &rule.select).collect();
+            return Err(Problem::new("lora", format!("{selects:?}"), must));
+        }
+        for (i, feature) in self.feature.iter().enumerate() {
+            feature.check_against(&self.feature[..i]).map_err(|(key, value, must)| {
+                Problem::new(format!("feature[{i}].{key}"), format!("{value:?}"), must)
+            })?;
+        }
+        let mut files = BTreeSet::from([self.output.clone()]);
+        for (i, feature) in self.features().iter().enumerate() {
+            if !files.insert(feature.file().to_owned()) {
+                let must = "is another file of this run; give it a path of its own";
+                return Err(Problem::new(format!("feature[{i}].output"), feature.file().display(), must));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! One feature being trained.
+
+use std::path::{Path, PathBuf};
+
+use strata_engine::DType;
+use strata_model::{LoraSet, Unet};
+
+use crate::features::silence::Silence;
+use crate::training::log::Logs;
+use crate::training::metadata::metadata;
+use crate::training::plan::Plan;
+use crate::training::run::Run;
+use crate::training::learner::Learner;
+use crate::training::step::Lesson;
+use crate::training::watch::{ProbeRecord, Watch};
+use crate::{Error, Result, StepRecord};
+
+/// Weight of the newest loss in the running mean that the progress bar shows.
+const SMOOTHING: f64 = 0.05;
+
+/// Drift with the tag from which a leak says something: a thousandth of the prediction's energy. A LoRA that has hardly
+/// moved answers to everything alike, and its leak is near 1.
+const HEARD: f64 = 1e-3;
+
+/// What became of a feature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Its name; empty in a run without features.
+    pub name: String,
+    /// The LoRA files that were written, the last one last. None where it had been trained before.
+    pub files: Vec<PathBuf>,
+    /// Updates asked for; where it ended early, those taken.
+    pub steps: u64,
+    /// Those of them that were left out because a gradient was not finite.
+    pub skipped: u64,
+    /// Layers that have a LoRA.
+    pub layers: usize,
+    /// Numbers in the LoRA.
+    pub parameters: usize,
+    /// Running mean of the loss at the end.
+    pub loss: f64,
+    /// What the last probe found, if there was one.
+    pub probe: Option<ProbeRecord>,
+    /// The training ended early, since that probe found a leak above the limit.
+    pub stopped: bool,
+}
+
+impl Outcome {
+    /// Before anything is done.
+    pub(crate) fn before(plan: &Plan, steps: u64) -> Self {
+        Self {
+            name: plan.feature.name.clone(),
+            files: Vec::new(),
+            steps,
+            skipped: 0,
+            layers: plan.matches.len(),
+            parameters: plan.matches.iter().map(|m| m.layer.parameters(m.rank)).sum(),
+            loss: f64::NAN,
+            probe: None,
+            stopped: false,
+        }
+    }
+
+    fn note(&mut self, record: &StepRecord) {
+        self.skipped += u64::from(record.skipped);
+        if record.loss.is_finite() {
+            let new = f64::from(record.loss);
+            self.loss = if self.loss.is_nan() { new } else { self.loss + SMOOTHING * (new - self.loss) };
+        }
+    }
+}
+
+/// A feature, the LoRA that learns it, and all that takes part.
+pub(crate) struct Pupil<'a> {
+    run: &'a Run<'a>,
+    plan: &'a Plan,
+    lora: LoraSet,
+    lesson: Lesson<'a>,
+    learner: Learner,
+    silence: Option<Silence>,
+    watch: Option<Watch>,
+    /// Updates asked for, and taken.
+    steps: u64,
+    taken: u64,
+    outcome: Outcome,
+}
+
+impl<'a> Pupil<'a> {
+    /// A pupil before its first step, whose LoRA is attached.
+    pub fn new(
+        run: &'a Run<'a>,
+        plan: &'a Plan,
+        lora: LoraSet,
+        lesson: Lesson<'a>,
+        learner: Learner,
+        silence: Option<Silence>,
+        watch: Option<Watch>,
+    ) -> Self {
+        let steps = run.config.steps_of(&plan.feature);
+        let outcome = Outcome::before(plan, steps);
+        Self { run, plan, lora, lesson, learner, silence, watch, steps, taken: 0, outcome }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        &self.plan.feature.name
+    }
+
+    /// Updates asked for.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Whether there is a step to take.
+    pub fn is_due(&self) -> bool {
+        self.taken < self.steps && !self.outcome.stopped
+    }
+
+    /// Running mean of the loss.
+    pub fn loss(&self) -> f64 {
+        self.outcome.loss
+    }
+
+    /// What became of it so far.
+    pub fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    /// Takes a step and notes it; saves and probes where it is time.
+    pub fn step(&mut self, unet: &Unet, log: &mut Logs) -> Result<()> {
+        let record = self.lesson.step(unet, &mut self.learner, self.silence.as_ref(), self.taken)?;
+        self.taken += 1;
+        log.step(&record)?;
+        self.outcome.note(&record);
+        let every = self.run.config.train.save_every;
+        if every > 0 && self.taken.is_multiple_of(every) && self.taken < self.steps {
+            let path = self.numbered();
+            self.write(&path, false)?;
+            self.outcome.files.push(path);
+        }
+        let found = self.watch.as_ref().map(|watch| watch.look(unet, self.taken)).transpose()?.flatten();
+        if let Some(record) = found {
+            log.probe(&record)?;
+            let limit = self.run.config.train.stop_leak;
+            let leaks = record.leak.is_some_and(|leak| leak > limit) && record.drift >= HEARD;
+            self.outcome.stopped = limit > 0.0 && leaks;
+            self.outcome.probe = Some(record);
+        }
+        Ok(())
+    }
+
+    /// One step that leaves nothing behind but what it takes of memory.
+    pub fn try_step(&mut self, unet: &Unet) -> Result<()> {
+        self.lesson.step(unet, &mut self.learner, self.silence.as_ref(), 0).map(drop)
+    }
+
+    /// Writes the file that the run is for.
+    ///
+    /// # Errors
+    /// Nothing was learned, or the file cannot be written.
+    pub fn finish(&mut self) -> Result<()> {
+        if self.outcome.skipped == self.taken {
+            let message = "every step was left out, since no gradient was finite: nothing was learned and nothing is \
+                           written; lower lr, train in f32, and look for damaged pictures";
+            return Err(Error::Diverged { step: self.taken.saturating_sub(1), message: message.to_owned() });
+        }
+        self.outcome.steps = self.taken;
+        let path = self.plan.feature.file().to_owned();
+        self.write(&path, true)?;
+        self.outcome.files.push(path);
+        Ok(())
+    }
+
+    /// Writes what was learned so far, where training ends before its time: beside the file that was asked for, or where
+    /// that cannot be, in the folder for temporary files. Nothing if nothing was learned.
+    pub fn rescue(&self) -> Option<PathBuf> {
+        if self.outcome.skipped == self.taken || self.outcome.files.last().is_some_and(|f| f == self.plan.feature.file())
+        {
+            return None;
+        }
+        let beside = self.numbered();
+        let elsewhere = std::env::temp_dir().join(beside.file_name()?);
+        [beside, elsewhere].into_iter().find(|path| self.write(path, false).is_ok())
+    }
+
+    /// `done`: it is the file that the run is for, by which a later run knows it.
+    fn write(&self, path: &Path, done: bool) -> Result<()> {
+        let Run { config, checkpoint, schedule, .. } = self.run;
+        let (feature, pictures) = (&self.plan.feature, self.plan.dataset.len());
+        let prediction = schedule.prediction_type();
+        let mut strings =
+            metadata(config, feature, checkpoint.family(), prediction, &self.lora, pictures, self.taken);
+        if done && !feature.name.is_empty() {
+            strings.insert("strata_run".into(), self.plan.fingerprint.clone());
+        }
+        let dtype = match config.save_dtype {
+            crate::Precision::F32 => DType::F32,
+            crate::Precision::F16 => DType::F16,
+        };
+        Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
+    }
+
+    /// `NAME-000100.safetensors` beside `NAME.safetensors`, after 100 steps.
+    fn numbered(&self) -> PathBuf {
+        numbered(self.plan.feature.file(), self.taken)
+    }
+}
+
+fn numbered(output: &Path, step: u64) -> PathBuf {
+    let name = output.file_stem().unwrap_or_default().to_string_lossy();
+    output.with_file_name(format!("{name}-{step:06}.safetensors"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intermediate_files_are_named_after_the_output() {
+        let path = numbered(Path::new("out/cat.v2.safetensors"), 100);
+        assert_eq!(path, Path::new("out/cat.v2-000100.safetensors"));
+    }
+}
