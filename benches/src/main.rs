@@ -6,7 +6,7 @@ mod sound;
 use std::path::PathBuf;
 
 use strata_engine::{Gpu, GpuOptions};
-use strata_kernels::gemm_variant;
+use strata_kernels::bodies;
 
 /// Measures what leaks, and whether training is sound.
 #[derive(clap::Parser)]
@@ -55,7 +55,7 @@ fn main() -> anyhow::Result<()> {
     let args: Args = clap::Parser::parse();
     let gpu = Gpu::open(&GpuOptions { adapter: args.adapter, ..Default::default() })?;
     let caps = gpu.caps();
-    println!("{}, {}, kernels {}", caps.name, caps.driver, gemm_variant(&gpu).name());
+    println!("{}, {}, kernels {}", caps.name, caps.driver, bodies(&gpu)?.name());
     match args.what {
         What::Sound { steps, latent, rank } => sound::run(&gpu, steps, latent, rank),
         What::Leak { config, steps, ranks, prompts, keep } => {

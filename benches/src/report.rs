@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use strata_engine::{DType, Gpu};
-use strata_kernels::gemm_variant;
+use strata_kernels::bodies;
 
 use crate::clock::Measured;
 
@@ -28,16 +28,19 @@ pub struct Device {
 
 impl Device {
     /// That of an open adapter.
-    pub(crate) fn of(gpu: &Gpu) -> Device {
+    ///
+    /// # Errors
+    /// Those of [`bodies`].
+    pub(crate) fn of(gpu: &Gpu) -> strata_engine::Result<Device> {
         let caps = gpu.caps();
-        Device {
+        Ok(Device {
             name: caps.name.clone(),
             backend: caps.backend.clone(),
             driver: caps.driver.clone(),
             clock: if caps.timestamps { "gpu" } else { "wall" }.into(),
-            gemm: gemm_variant(gpu).name().into(),
+            gemm: bodies(gpu)?.name().into(),
             cpu: caps.cpu,
-        }
+        })
     }
 }
 
@@ -159,15 +162,18 @@ pub struct Report {
 
 impl Report {
     /// A run without rows.
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, latent: usize) -> Report {
-        Report {
+    ///
+    /// # Errors
+    /// Those of [`bodies`].
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, latent: usize) -> strata_engine::Result<Report> {
+        Ok(Report {
             strata: env!("CARGO_PKG_VERSION").into(),
-            device: Device::of(gpu),
+            device: Device::of(gpu)?,
             dtype: dtype.wgsl().into(),
             latent,
             ceilings: Ceilings::default(),
             rows: Vec::new(),
-        }
+        })
     }
 
     /// Where and how, and the ceilings, in two lines.

@@ -74,7 +74,7 @@ pub fn run(
         options.only.join(" or ")
     );
     let total = 1 + squares.len() + kernels.len() + models;
-    let mut run = Run { gpu, options, report: Report::new(gpu, dtype, latent), done: 0, total, next, show };
+    let mut run = Run { gpu, options, report: Report::new(gpu, dtype, latent)?, done: 0, total, next, show };
 
     run.ceilings(&squares, COPIED[usize::from(!gpu.caps().cpu)])?;
     for case in &kernels {

@@ -31,7 +31,7 @@ impl GpuArgs {
     /// Opens it, tuned as it was last.
     pub fn open(&self) -> Result<Gpu> {
         let gpu = Gpu::open(&GpuOptions { adapter: self.adapter.clone(), ..GpuOptions::default() })?;
-        tuning::apply(&gpu);
+        tuning::apply(&gpu)?;
         Ok(gpu)
     }
 }

@@ -9,45 +9,6 @@ use crate::launch::Recorder;
 use crate::pool::Pool;
 use crate::{Error, Result};
 
-/// Which bodies kernels run with: the GEMM family, and with it norms and reductions; see `strata-kernels`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GemmVariant {
-    /// Everything in registers, no workgroup memory, no barriers: CPU adapters.
-    Lane,
-    /// 64×64 tiles and sums in workgroup memory: everything else.
-    Tile,
-    /// Cooperative matrices of 8×8×8 (Apple's simdgroups), f16 with f32 sums, for GEMMs and attention in f16; else as `Tile`.
-    Coop8,
-    /// Cooperative matrices of 16×16×16 (NVIDIA's tensor cores, AMD's from RDNA 3 on), likewise.
-    Coop16,
-}
-
-impl GemmVariant {
-    /// The variant's name as printed and as read from `STRATA_GEMM`.
-    pub fn name(self) -> &'static str {
-        match self {
-            GemmVariant::Lane => "lane",
-            GemmVariant::Tile => "tile",
-            GemmVariant::Coop8 => "coop8",
-            GemmVariant::Coop16 => "coop16",
-        }
-    }
-
-    /// Rows and columns of its cooperative matrices.
-    pub fn side(self) -> Option<u32> {
-        match self {
-            GemmVariant::Lane | GemmVariant::Tile => None,
-            GemmVariant::Coop8 => Some(8),
-            GemmVariant::Coop16 => Some(16),
-        }
-    }
-
-    /// The variant of this name.
-    fn named(name: &str) -> Option<Self> {
-        [Self::Lane, Self::Tile, Self::Coop8, Self::Coop16].into_iter().find(|variant| variant.name() == name)
-    }
-}
-
 /// What an open GPU adapter can do.
 #[derive(Clone, Debug)]
 pub struct Caps {
@@ -65,10 +26,8 @@ pub struct Caps {
     pub immediates: bool,
     /// A clock of its own, that passes can be timed with.
     pub timestamps: bool,
-    /// Kernel bodies in use.
-    pub gemm: GemmVariant,
-    /// The cooperative matrices that the adapter offers, of those that GEMMs can use; `STRATA_COOP=0` hides them.
-    pub coop: Option<GemmVariant>,
+    /// The cooperative matrices of f16 with f32 sums that the adapter offers, m × n × k; `STRATA_COOP=0` hides them.
+    pub coop: Vec<[u32; 3]>,
     /// Most invocations of a subgroup.
     pub subgroup: u32,
     /// Largest storage binding in bytes.
@@ -97,8 +56,6 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Fill every new tensor with NaN and put guard words behind it, within reach of a kernel that overruns.
     pub debug: bool,
-    /// Kernel bodies instead of the one that suits the adapter. The environment's `STRATA_GEMM` comes second.
-    pub gemm: Option<GemmVariant>,
     /// Send params through the uniform arena even where immediates exist. `STRATA_IMMEDIATES=0` does the same.
     pub no_immediates: bool,
 }
@@ -303,22 +260,15 @@ fn kind(t: wgpu::DeviceType) -> &'static str {
 
 fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
     let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
-    let cpu = info.device_type == wgpu::DeviceType::Cpu;
-    let from_env = || std::env::var("STRATA_GEMM").ok().and_then(|name| GemmVariant::named(&name));
-    let coop = coop(adapter);
     let immediates_off = options.no_immediates || std::env::var("STRATA_IMMEDIATES").is_ok_and(|v| v == "0");
     Caps {
         backend: format!("{:?}", info.backend),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-        cpu,
+        cpu: info.device_type == wgpu::DeviceType::Cpu,
         f16: features.contains(wgpu::Features::SHADER_F16),
         immediates: features.contains(wgpu::Features::IMMEDIATES) && !immediates_off,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        gemm: options.gemm.or_else(from_env).unwrap_or(match cpu {
-            true => GemmVariant::Lane,
-            false => coop.unwrap_or(GemmVariant::Tile),
-        }),
-        coop,
+        coop: coop(adapter),
         subgroup: info.subgroup_max_size,
         max_binding: limits.max_storage_buffer_binding_size,
         max_workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -327,22 +277,18 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
     }
 }
 
-/// The largest cooperative matrices of f16 with f32 sums that the adapter has.
-fn coop(adapter: &wgpu::Adapter) -> Option<GemmVariant> {
+/// The cooperative matrices of f16 with f32 sums that the adapter has.
+fn coop(adapter: &wgpu::Adapter) -> Vec<[u32; 3]> {
     use wgpu::CooperativeScalarType::{F16, F32};
     let needed = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
         | wgpu::Features::SUBGROUP
         | wgpu::Features::SHADER_F16;
     if std::env::var("STRATA_COOP").is_ok_and(|v| v == "0") || !adapter.features().contains(needed) {
-        return None;
+        return Vec::new();
     }
-    let offered = adapter.cooperative_matrix_properties();
-    [GemmVariant::Coop16, GemmVariant::Coop8].into_iter().find(|variant| {
-        offered.iter().any(|p| {
-            [p.m_size, p.n_size, p.k_size].iter().all(|side| Some(*side) == variant.side())
-                && (p.ab_type, p.cr_type) == (F16, F32)
-        })
-    })
+    let offered = adapter.cooperative_matrix_properties().into_iter();
+    let fit = offered.filter(|p| (p.ab_type, p.cr_type) == (F16, F32));
+    fit.map(|p| [p.m_size, p.n_size, p.k_size]).collect()
 }
 
 fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
@@ -352,15 +298,10 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     features.set(wgpu::Features::IMMEDIATES, caps.immediates);
     features.set(wgpu::Features::TIMESTAMP_QUERY, caps.timestamps);
     let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
-    if caps.gemm.side().is_some() {
-        if caps.coop != Some(caps.gemm) {
-            let has = caps.coop.map_or("no cooperative matrices that could be used", GemmVariant::name);
-            let cause = format!("kernels {} were asked for, but it has {has}", caps.gemm.name());
-            return Err(Error::Open { name: caps.name, cause });
-        }
+    if !caps.coop.is_empty() {
         features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
-        // SAFETY: only GEMMs and attention on cooperative matrices are compiled with it. Their text is validated and run in
-        // tests, and on every adapter first held to the other bodies; where they differ it is not used.
+        // SAFETY: only kernels that say so are compiled with it: GEMMs and attention on cooperative matrices. Their text is
+        // validated and run in tests, and on every adapter first held to the other bodies; where they differ it is not used.
         experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
     }
     let request = adapter.request_device(&wgpu::DeviceDescriptor {

@@ -18,10 +18,10 @@ mod timing;
 #[doc(hidden)]
 pub use bytemuck;
 pub use error::{Error, Result};
-pub use gpu::{AdapterSummary, Caps, GemmVariant, Gpu, GpuOptions, Stats};
+pub use gpu::{AdapterSummary, Caps, Gpu, GpuOptions, Stats};
 pub use launch::{Launch, fold_grid};
 pub use params::Params;
-pub use shader::{Def, Shader, render};
+pub use shader::{Def, Feature, Shader, render};
 pub use tape::{Grads, Tape};
 pub use tensor::{DType, Tensor, TensorId};
 pub use timing::LaunchTime;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, Result};
+use crate::{DType, Error, Result};
 
 /// A WGSL template: its name (for labels and errors), its text, and the snippets it may `{% include %}`.
 #[derive(Debug)]
@@ -13,6 +13,26 @@ pub struct Shader {
     pub source: &'static str,
     /// Snippets by name.
     pub includes: &'static [(&'static str, &'static str)],
+    /// What its text needs beyond what every adapter has. f16 needs no mention where it comes as a type in a definition.
+    pub features: &'static [Feature],
+}
+
+/// What not every adapter can do, and a text must enable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// The type f16.
+    F16,
+    /// Matrices that a subgroup holds together.
+    CooperativeMatrices,
+}
+
+impl Feature {
+    fn wgsl(self) -> &'static str {
+        match self {
+            Feature::F16 => "enable f16;\n",
+            Feature::CooperativeMatrices => "enable wgpu_cooperative_matrix;\n",
+        }
+    }
 }
 
 /// The value of one template definition.
@@ -22,8 +42,10 @@ pub enum Def {
     Flag(bool),
     /// A constant, for `{{ X }}` and unrolled loops.
     Int(u32),
-    /// A type or operator name, for `{{ X }}`.
+    /// The name of an operation or a pass, for `{{ X }}` and comparisons.
     Word(&'static str),
+    /// A type of numbers, for `{{ X }}`.
+    Type(DType),
 }
 
 impl From<bool> for Def {
@@ -44,8 +66,20 @@ impl From<&'static str> for Def {
     }
 }
 
-/// Renders a shader: `enable f16;` where a definition says `f16`, cooperative matrices where one is named `COOP`, the params
-/// struct, then the template. `immediates` chooses where params live: immediate data, or a uniform binding in group 1.
+impl From<DType> for Def {
+    fn from(v: DType) -> Def {
+        Def::Type(v)
+    }
+}
+
+/// A type, or a switch that is off: what belongs to it is there at all where it has a type.
+impl From<Option<DType>> for Def {
+    fn from(v: Option<DType>) -> Def {
+        v.map_or(Def::Flag(false), Def::Type)
+    }
+}
+
+/// Renders a shader: what it enables, the params struct, then the template. `immediates` chooses where params live: immediate data, or a uniform binding in group 1.
 pub fn render(
     shader: &Shader,
     defs: &[(&'static str, Def)],
@@ -71,17 +105,18 @@ pub fn render(
                 Def::Flag(b) => minijinja::Value::from(*b),
                 Def::Int(i) => minijinja::Value::from(*i),
                 Def::Word(w) => minijinja::Value::from(*w),
+                Def::Type(t) => minijinja::Value::from(t.wgsl()),
             };
             (*k, v)
         })
         .collect();
     let body = env.get_template(shader.name).and_then(|t| t.render(context)).map_err(fail)?;
     let mut text = String::with_capacity(body.len() + params_wgsl.len() + 80);
-    if defs.iter().any(|(_, v)| *v == Def::Word("f16")) {
-        text.push_str("enable f16;\n");
-    }
-    if defs.iter().any(|(name, _)| *name == "COOP") {
-        text.push_str("enable wgpu_cooperative_matrix;\n");
+    let f16 = defs.iter().any(|(_, v)| *v == Def::Type(DType::F16));
+    for feature in [Feature::F16, Feature::CooperativeMatrices] {
+        if shader.features.contains(&feature) || (f16 && feature == Feature::F16) {
+            text.push_str(feature.wgsl());
+        }
     }
     if !params_wgsl.is_empty() {
         text.push_str(params_wgsl);

@@ -9,14 +9,15 @@ use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_gri
 mod coop;
 mod wide;
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, Variant, variant};
-use crate::workgroup;
-use coop::Matrices;
+use coop::Shapes;
 
 static SHADER: Shader = Shader {
     name: "attention",
     source: include_str!("attention.wgsl"),
     includes: &[("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }
@@ -39,12 +40,8 @@ pub struct AttentionArgs {
 /// Tokens of one invocation, of which it keeps so many vectors. Those of a CPU adapter share what they load, at about 5
 /// instructions a number; two of the widest heads run faster (160 channels, 64×64: about 4 ms instead of 9, there and back), but
 /// llvmpipe takes half a minute longer to compile them.
-fn tokens_each(wg: u32, kept: usize) -> u32 {
-    if on_cpu(wg) && 2 * kept <= CPU_VECTORS { 2 } else { 1 }
-}
-
-fn on_cpu(wg: u32) -> bool {
-    wg == crate::WORKGROUPS[0]
+fn tokens_each(bodies: Bodies, kept: usize) -> u32 {
+    if bodies.lane() && 2 * kept <= CPU_VECTORS { 2 } else { 1 }
 }
 
 /// The kernels of an attention.
@@ -70,29 +67,29 @@ impl Pass {
     }
 
     /// Width of a vector, vectors of a head that an invocation keeps, and how many invocations share a head of d channels.
-    fn parts(self, d: usize, wg: u32) -> (usize, usize, usize) {
+    fn parts(self, d: usize, bodies: Bodies) -> (usize, usize, usize) {
         let width = if d.is_multiple_of(4) { 4 } else { 1 };
         let vectors = d / width;
-        let most = if on_cpu(wg) { CPU_VECTORS } else { VECTORS[usize::from(self != Pass::Forward)] };
+        let most = if bodies.lane() { CPU_VECTORS } else { VECTORS[usize::from(self != Pass::Forward)] };
         let kept = vectors.min(most);
         (width, kept, vectors.div_ceil(kept))
     }
 
-    fn defs(self, d: usize, causal: bool, dtype: DType, wg: u32) -> Defs {
-        let (width, kept, parts) = self.parts(d, wg);
+    fn defs(self, d: usize, causal: bool, dtype: DType, bodies: Bodies) -> Defs {
+        let (width, kept, parts) = self.parts(d, bodies);
         let vectors = d / width;
         let unroll =
             if parts == 1 { 1 } else { (1..=16).rev().find(|u| vectors.is_multiple_of(*u)).unwrap_or(1) };
         vec![
             ("PASS", self.name().into()),
             ("CAUSAL", causal.into()),
-            ("T", dtype.wgsl().into()),
+            ("T", dtype.into()),
             ("W", (width as u32).into()),
             ("N", (kept as u32).into()),
             ("U", (unroll as u32).into()),
             ("WHOLE", (parts == 1).into()),
-            ("Q", tokens_each(wg, kept).into()),
-            ("WG", wg.into()),
+            ("Q", tokens_each(bodies, kept).into()),
+            ("WG", bodies.workgroup().into()),
         ]
     }
 }
@@ -102,22 +99,23 @@ impl Pass {
 struct Call {
     p: AttentionParams,
     causal: bool,
+    bodies: Bodies,
     /// Without them, invocations work on tokens of their own.
-    matrices: Option<Matrices>,
+    shapes: Option<Shapes>,
 }
 
 impl Call {
     fn launch<'a>(&self, x: &'a Tensor, pass: Pass) -> Launch<'a> {
         let p = &self.p;
-        let launch = match self.matrices {
-            Some(matrices) => matrices.launch(x, p, pass, self.causal),
+        let launch = match self.shapes {
+            Some(shapes) => shapes.launch(x, p, pass, self.causal),
             None => {
-                let wg = workgroup(x.gpu());
-                let (_, kept, parts) = pass.parts(p.d as usize, wg);
+                let bodies = self.bodies;
+                let (_, kept, parts) = pass.parts(p.d as usize, bodies);
                 let parts = if pass == Pass::Delta { 1 } else { parts as u32 };
-                let blocks = p.tokens(pass).div_ceil(wg * tokens_each(wg, kept));
+                let blocks = p.tokens(pass).div_ceil(bodies.workgroup() * tokens_each(bodies, kept));
                 Launch::new(x.gpu(), &SHADER)
-                    .defs(pass.defs(p.d as usize, self.causal, x.dtype(), wg))
+                    .defs(pass.defs(p.d as usize, self.causal, x.dtype(), bodies))
                     .grid(fold_grid(p.batch * p.heads * parts * blocks))
             }
         };
@@ -154,13 +152,14 @@ pub fn attention(tape: &Tape, q: &Tensor, k: &Tensor, v: &Tensor, args: &Attenti
         d: d as u32,
         scale: (1.0 / (d as f64).sqrt()) as f32,
     };
-    let matrices = if q.dtype() == DType::F16 { coop::matrices(q.gpu(), &p) } else { None };
-    let parts = Pass::Forward.parts(d, workgroup(q.gpu())).2;
+    let bodies = chosen(q.gpu())?;
+    let shapes = if q.dtype() == DType::F16 { coop::shapes_for(q.gpu(), &p)? } else { None };
+    let parts = Pass::Forward.parts(d, bodies).2;
     let tracked = [q, k, v].iter().any(|t| tape.tracks(t));
-    if matrices.is_none() && parts > 1 && !tracked && !args.causal && wide::suits(&p, q.dtype()) {
+    if shapes.is_none() && parts > 1 && !tracked && !args.causal && wide::suits(&p, q.dtype()) {
         return wide::forward([q, k, v], &p);
     }
-    run(tape, [q, k, v], Call { p, causal: args.causal, matrices })
+    run(tape, [q, k, v], Call { p, causal: args.causal, bodies, shapes })
 }
 
 fn run(tape: &Tape, [q, k, v]: [&Tensor; 3], call: Call) -> Result<Tensor> {
@@ -171,7 +170,7 @@ fn run(tape: &Tape, [q, k, v]: [&Tensor; 3], call: Call) -> Result<Tensor> {
     let y = Tensor::empty(q.gpu(), q.shape(), q.dtype())?;
     let forward =
         call.launch(q, Pass::Forward).read(0, q).read(1, k).read(2, v).write(4, &y).flops(2 * flops);
-    match call.matrices {
+    match call.shapes {
         None => forward.write(3, &lse).run()?,
         Some(_) => {
             // its product is a second time that of `forward`, and counted there
@@ -249,12 +248,12 @@ pub fn reference(
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
             for d in [40, 80, 160, 64, 512, 5, 15, 50] {
                 for pass in [Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys] {
                     for causal in [false, true] {
-                        variant::<AttentionParams>(out, &SHADER, pass.defs(d, causal, dtype, wg))?;
+                        variant::<AttentionParams>(out, &SHADER, pass.defs(d, causal, dtype, bodies))?;
                     }
                 }
             }

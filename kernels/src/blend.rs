@@ -1,24 +1,25 @@
 //! A weighted sum of two tensors, with weights row by row: how a LoRA's attention is kept to a part of the picture.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "blend",
     source: include_str!("blend.wgsl"),
     includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! { struct BlendParams { count: u32, n: u32 } }
 
-fn defs(dtype: DType, pair: bool, vec: bool, wg: u32) -> Defs {
+fn defs(dtype: DType, pair: bool, vec: bool, bodies: Bodies) -> Defs {
     vec![
-        ("T", dtype.wgsl().into()),
+        ("T", dtype.into()),
         ("PAIR", pair.into()),
         ("V", if vec { 4u32 } else { 1 }.into()),
-        ("WG", wg.into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
@@ -30,16 +31,16 @@ fn run((x, wx): Weighted<'_>, second: Option<Weighted<'_>>) -> Result<Tensor> {
     let vec = x.last().is_multiple_of(4);
     let width = if vec { 4 } else { 1 };
     let params = BlendParams { count: (x.len() / width) as u32, n: (x.last() / width) as u32 };
-    let wg = workgroup(x.gpu());
+    let bodies = chosen(x.gpu())?;
     Launch::new(x.gpu(), &SHADER)
-        .defs(defs(x.dtype(), second.is_some(), vec, wg))
+        .defs(defs(x.dtype(), second.is_some(), vec, bodies))
         .read(0, x)
         .read(1, wx)
         .read_opt(2, second.map(|(y, _)| y))
         .read_opt(3, second.map(|(_, wy)| wy))
         .write(4, &out)
         .params(&params)
-        .grid(fold_grid(params.count.div_ceil(wg)))
+        .grid(bodies.invocations(params.count))
         .run()?;
     Ok(out)
 }
@@ -76,10 +77,10 @@ pub fn reference([x, y]: [&[f64]; 2], [wx, wy]: [&[f64]; 2], n: usize) -> Vec<f6
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
             for (pair, vec) in [(false, false), (false, true), (true, false), (true, true)] {
-                variant::<BlendParams>(out, &SHADER, defs(dtype, pair, vec, wg))?;
+                variant::<BlendParams>(out, &SHADER, defs(dtype, pair, vec, bodies))?;
             }
         }
     }

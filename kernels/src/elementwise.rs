@@ -1,14 +1,15 @@
 //! Element by element: sum, activations, GEGLU, conversion.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{ACT, Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "elementwise",
     source: include_str!("elementwise.wgsl"),
     includes: &[INDEX, ACT, ("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! { struct ElementwiseParams { count: u32, c: u32 } }
@@ -56,14 +57,14 @@ struct Op {
     to: DType,
 }
 
-fn defs(op: Op, vec: bool, wg: u32) -> Defs {
+fn defs(op: Op, vec: bool, bodies: Bodies) -> Defs {
     vec![
         ("OP", op.name.into()),
         ("ACT", op.act.wgsl().into()),
-        ("T", op.from.wgsl().into()),
-        ("TO", op.to.wgsl().into()),
+        ("T", op.from.into()),
+        ("TO", op.to.into()),
         ("V", if vec { 4u32 } else { 1 }.into()),
-        ("WG", wg.into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
@@ -78,14 +79,14 @@ impl Op {
         let vec = count.is_multiple_of(4) && c.is_multiple_of(4);
         let width = if vec { 4 } else { 1 };
         let params = ElementwiseParams { count: (count / width) as u32, c: (c / width) as u32 };
-        let wg = workgroup(x.gpu());
+        let bodies = chosen(x.gpu())?;
         Launch::new(x.gpu(), &SHADER)
-            .defs(defs(self, vec, wg))
+            .defs(defs(self, vec, bodies))
             .read(0, x)
             .read_opt(1, y)
             .write(2, &out)
             .params(&params)
-            .grid(fold_grid(params.count.div_ceil(wg)))
+            .grid(bodies.invocations(params.count))
             .run()?;
         Ok(out)
     }
@@ -181,23 +182,23 @@ pub fn geglu_reference(x: &[f64], c: usize) -> Vec<f64> {
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
     let acts = [Act::Silu, Act::Gelu, Act::QuickGelu];
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for vec in [false, true] {
             for (from, to) in [(DType::F32, DType::F16), (DType::F16, DType::F32)] {
                 for to in [from, to] {
                     let op = Op { name: "cast", act: Act::None, from, to };
-                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, wg))?;
+                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, bodies))?;
                 }
                 for name in ["add", "geglu", "geglu_grad"] {
                     let op = Op { name, act: Act::None, from, to: from };
-                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, wg))?;
+                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, bodies))?;
                 }
                 for act in acts {
                     for name in ["act", "act_grad"] {
                         variant::<ElementwiseParams>(
                             out,
                             &SHADER,
-                            defs(Op { name, act, from, to: from }, vec, wg),
+                            defs(Op { name, act, from, to: from }, vec, bodies),
                         )?;
                     }
                 }

@@ -1,17 +1,17 @@
 //! Embeddings: of tokens with their positions (CLIP), and of timesteps (U-Net). Both frozen.
 
-use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader =
-    Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX] };
+    Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX], features: &[] };
 
 params! { struct EmbeddingParams { count: u32, tokens: u32, c: u32, vocab: u32, first: u32, rows: u32 } }
 
-fn defs(dtype: DType, wg: u32) -> Defs {
-    vec![("T", dtype.wgsl().into()), ("WG", wg.into())]
+fn defs(dtype: DType, bodies: Bodies) -> Defs {
+    vec![("T", dtype.into()), ("WG", bodies.workgroup().into())]
 }
 
 /// Rows of the vocabulary that a binding holds are a multiple of this, so that the next part starts where one may.
@@ -36,7 +36,7 @@ pub fn embedding(ids: &Tensor, tokens: &Tensor, positions: &Tensor) -> Result<Te
     let mut shape = ids.shape().to_vec();
     shape.push(c);
     let y = Tensor::empty(ids.gpu(), &shape, tokens.dtype())?;
-    let (vocab, wg) = (tokens.rows(), workgroup(ids.gpu()));
+    let (vocab, bodies) = (tokens.rows(), chosen(ids.gpu())?);
     let fit = (ids.gpu().caps().max_binding / (c as u64 * tokens.dtype().bytes()).max(1)) as usize;
     let part = if vocab <= fit { vocab } else { (fit / ROWS * ROWS).max(ROWS) };
     for first in (0..vocab).step_by(part.max(1)) {
@@ -50,13 +50,13 @@ pub fn embedding(ids: &Tensor, tokens: &Tensor, positions: &Tensor) -> Result<Te
             rows: rows as u32,
         };
         Launch::new(ids.gpu(), &SHADER)
-            .defs(defs(tokens.dtype(), wg))
+            .defs(defs(tokens.dtype(), bodies))
             .read(0, ids)
             .read(1, &tokens.view(first * c, &[rows, c])?)
             .read(2, positions)
             .write(3, &y)
             .params(&params)
-            .grid(fold_grid((y.len() as u32).div_ceil(wg)))
+            .grid(bodies.invocations(y.len() as u32))
             .run()?;
     }
     Ok(y)
@@ -101,9 +101,9 @@ pub fn timestep_embedding(
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
-            variant::<EmbeddingParams>(out, &SHADER, defs(dtype, wg))?;
+            variant::<EmbeddingParams>(out, &SHADER, defs(dtype, bodies))?;
         }
     }
     Ok(())

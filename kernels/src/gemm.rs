@@ -3,24 +3,33 @@
 //! `out[m, n] = act(α · gate · (Σ_k A[m, k] B[k, n] + Σ_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]`; see
 //! `gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
 
-use strata_engine::{DType, Def, Error, GemmVariant, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Def, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
 mod coop;
 mod tune;
 
-pub use coop::gemm_variant;
+pub(crate) use coop::trusted;
 pub use tune::{Choice, Tuning, tune, tuning_name, use_tuning};
 
 use crate::Act;
+use crate::bodies::{Bodies, Matrices, chosen};
 use crate::variants::{ACT, CONV, Defs, Variant, variant};
 
 const VEC: (&str, &str) = ("vec", include_str!("include/vec.wgsl"));
 const IO: (&str, &str) = ("gemm_io", include_str!("gemm_io.wgsl"));
 
-static LANE: Shader =
-    Shader { name: "gemm_lane", source: include_str!("gemm_lane.wgsl"), includes: &[VEC, IO, ACT, CONV] };
-static TILE: Shader =
-    Shader { name: "gemm_tile", source: include_str!("gemm_tile.wgsl"), includes: &[VEC, IO, ACT, CONV] };
+static LANE: Shader = Shader {
+    name: "gemm_lane",
+    source: include_str!("gemm_lane.wgsl"),
+    includes: &[VEC, IO, ACT, CONV],
+    features: &[],
+};
+static TILE: Shader = Shader {
+    name: "gemm_tile",
+    source: include_str!("gemm_tile.wgsl"),
+    includes: &[VEC, IO, ACT, CONV],
+    features: &[],
+};
 
 params! {
     struct GemmParams {
@@ -237,29 +246,27 @@ const LANE_TILES: [(&str, [u32; 2]); 6] = [
 
 impl Body {
     /// The body for products m × n with weights of this type that lie so.
-    fn new(gpu: &Gpu, weights: DType, layout: Layout, [m, n]: [u32; 2]) -> Body {
-        match gpu.caps().gemm {
-            GemmVariant::Lane => Body::lane(match (m, n, layout) {
+    fn new(gpu: &Gpu, weights: DType, layout: Layout, [m, n]: [u32; 2]) -> Result<Body> {
+        if chosen(gpu)? == Bodies::Lane {
+            return Ok(Body::lane(match (m, n, layout) {
                 (..=8, _, _) => LANE_TILES[3],
                 (..=16, _, _) => LANE_TILES[2],
                 (_, ..=8, _) => LANE_TILES[1],
                 (_, _, Layout::Nt) => LANE_TILES[0],
                 (_, _, Layout::Nn) => LANE_TILES[5],
-            }),
-            GemmVariant::Coop8 | GemmVariant::Coop16 if weights == DType::F16 && coop::trusted(gpu) => {
-                coop::body(gpu.caps(), [m, n]).unwrap_or_else(Body::tile)
-            }
-            GemmVariant::Tile | GemmVariant::Coop8 | GemmVariant::Coop16 => Body::tile(),
+            }));
         }
+        let matrices = Matrices::chosen(gpu)?.filter(|_| weights == DType::F16 && coop::trusted(gpu));
+        Ok(matrices.and_then(|on| coop::body(on, [m, n])).unwrap_or_else(Body::tile))
     }
 
     /// All that could run a product here.
-    fn all(gpu: &Gpu) -> Vec<Body> {
-        match gpu.caps().gemm {
-            GemmVariant::Lane => LANE_TILES.map(Body::lane).to_vec(),
-            GemmVariant::Tile => vec![Body::tile()],
-            GemmVariant::Coop8 | GemmVariant::Coop16 => coop::fitting(gpu.caps()),
-        }
+    fn all(gpu: &Gpu) -> Result<Vec<Body>> {
+        Ok(match (chosen(gpu)?, Matrices::chosen(gpu)?) {
+            (Bodies::Lane, _) => LANE_TILES.map(Body::lane).to_vec(),
+            (_, None) => vec![Body::tile()],
+            (_, Some(on)) => coop::fitting(on),
+        })
     }
 
     pub fn tile() -> Body {
@@ -308,9 +315,9 @@ impl Features {
     fn defs(&self, body: &Body) -> Defs {
         let width = |vec: bool| Def::Int(if vec { body.width() } else { 1 });
         let own = vec![
-            ("TA", self.types[0].wgsl().into()),
-            ("T", self.types[1].wgsl().into()),
-            ("TO", self.types[2].wgsl().into()),
+            ("TA", self.types[0].into()),
+            ("T", self.types[1].into()),
+            ("TO", self.types[2].into()),
             ("NN", (self.layout == Layout::Nn).into()),
             ("V", width(self.vec)),
             ("VE", width(self.ext && self.vec_ext)),

@@ -2,16 +2,18 @@
 //!
 //! Saved for the way back: x, and mean and rstd per sample and group. The output is recomputed.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::Act;
+use crate::bodies::{Bodies, chosen};
 use crate::tokens::sum_tokens;
 use crate::variants::{ACT, Defs, INDEX, REDUCE, Variant, variant};
-use crate::{Act, lane, workgroup};
 
 static SHADER: Shader = Shader {
     name: "group_norm",
     source: include_str!("group_norm.wgsl"),
     includes: &[INDEX, ACT, REDUCE, ("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! {
@@ -46,22 +48,22 @@ struct Pass {
     before: bool,
 }
 
-fn defs(pass: Pass, [x, y]: [DType; 2], vec: bool, lane: bool, wg: u32) -> Defs {
+fn defs(pass: Pass, [x, y]: [DType; 2], vec: bool, bodies: Bodies) -> Defs {
     vec![
         ("PASS", pass.name.into()),
         ("SILU", pass.silu.into()),
         ("ADD", pass.add.into()),
         ("BEFORE", pass.before.into()),
-        ("TX", x.wgsl().into()),
-        ("T", y.wgsl().into()),
+        ("TX", x.into()),
+        ("T", y.into()),
         ("V", if vec { 4u32 } else { 1 }.into()),
-        ("LANE", lane.into()),
-        ("WG", wg.into()),
+        ("LANE", bodies.lane().into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
-fn merge_defs(stats: bool, wg: u32) -> Defs {
-    vec![("PASS", "merge".into()), ("STATS", stats.into()), ("WG", wg.into())]
+fn merge_defs(stats: bool, bodies: Bodies) -> Defs {
+    vec![("PASS", "merge".into()), ("STATS", stats.into()), ("WG", bodies.workgroup().into())]
 }
 
 /// Everything the passes share.
@@ -74,29 +76,29 @@ struct Norm<'a> {
     /// Of the output.
     out: DType,
     params: GroupNormParams,
+    bodies: Bodies,
 }
 
 impl Norm<'_> {
     fn launch<'b>(&'b self, name: &'static str, before: Option<&'b Tensor>, out: &'b Tensor) -> Launch<'b> {
         let (gpu, p) = (self.x.gpu(), &self.params);
-        let (lane, wg) = (lane(gpu), workgroup(gpu));
+        let bodies = self.bodies;
         let vec = p.c.is_multiple_of(4);
         let (silu, add) = (self.silu && name != "stats", self.add.is_some());
         let pass = Pass { name, silu, add, before: before.is_some() };
         let slices = p.batch * p.groups * p.slices;
-        let workgroups = match name {
-            "apply" | "grad_apply" => (self.x.len() as u32 / if vec { 4 } else { 1 }).div_ceil(wg),
-            _ if lane => slices.div_ceil(wg),
-            _ => slices,
+        let grid = match name {
+            "apply" | "grad_apply" => bodies.invocations(self.x.len() as u32 / if vec { 4 } else { 1 }),
+            _ => bodies.rows(slices),
         };
         let launch = Launch::new(gpu, &SHADER)
-            .defs(defs(pass, [self.x.dtype(), self.out], vec, lane, wg))
+            .defs(defs(pass, [self.x.dtype(), self.out], vec, bodies))
             .read(0, self.x)
             .read_opt(1, self.add)
             .read_opt(7, before)
             .write(8, out)
             .params(p)
-            .grid(fold_grid(workgroups));
+            .grid(grid);
         if name == "stats" { launch } else { launch.read(2, self.gamma).read(3, self.beta) }
     }
 
@@ -110,13 +112,13 @@ impl Norm<'_> {
     fn merge(&self, slices: &Tensor, stats: bool) -> Result<Tensor> {
         let (gpu, p) = (self.x.gpu(), &self.params);
         let merged = Tensor::empty(gpu, &[p.batch as usize, p.groups as usize, 2], DType::F32)?;
-        let wg = workgroup(gpu);
+        let bodies = self.bodies;
         Launch::new(gpu, &SHADER)
-            .defs(merge_defs(stats, wg))
+            .defs(merge_defs(stats, bodies))
             .read(0, slices)
             .write(8, &merged)
             .params(p)
-            .grid(fold_grid((p.batch * p.groups).div_ceil(wg)))
+            .grid(bodies.invocations(p.batch * p.groups))
             .run()?;
         Ok(merged)
     }
@@ -142,7 +144,8 @@ pub fn group_norm(
         return Err(Error::op("group_norm", format!("{a:?} is added to {x:?}; it must be [{batch}, {c}]")));
     }
     let (tokens, width) = (x.len() / (batch * c).max(1), c / args.groups);
-    let slice = if lane(x.gpu()) { ITERATIONS / (width + 2) } else { TOKENS }.clamp(1, tokens.max(1));
+    let bodies = chosen(x.gpu())?;
+    let slice = if bodies.lane() { ITERATIONS / (width + 2) } else { TOKENS }.clamp(1, tokens.max(1));
     let params = GroupNormParams {
         batch: batch as u32,
         tokens: tokens as u32,
@@ -153,7 +156,7 @@ pub fn group_norm(
         eps: args.eps,
     };
     let out = args.out.unwrap_or(x.dtype());
-    let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, out, params };
+    let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, out, params, bodies };
     let slices = norm.slices()?;
     norm.launch("stats", None, &slices).run()?;
     let stats = norm.merge(&slices, true)?;
@@ -167,7 +170,8 @@ pub fn group_norm(
             (x.clone(), args.add.cloned(), gamma.clone(), beta.clone(), args.silu);
         let record = inputs.clone();
         tape.record(&record, &y, move |grad_out, grads| {
-            let norm = Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, out, params };
+            let norm =
+                Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, out, params, bodies };
             let slices = norm.slices()?;
             norm.launch("grad_sums", None, &slices).read(4, &stats).read(5, grad_out).run()?;
             let sums = norm.merge(&slices, false)?;
@@ -225,9 +229,9 @@ pub fn reference(
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for stats in [false, true] {
-            variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, wg))?;
+            variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, bodies))?;
         }
         for types in crate::NORM_TYPES {
             for vec in [false, true] {
@@ -235,7 +239,7 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                     variant::<GroupNormParams>(
                         out,
                         &SHADER,
-                        defs(Pass { name: "stats", silu: false, add, before: false }, types, vec, lane, wg),
+                        defs(Pass { name: "stats", silu: false, add, before: false }, types, vec, bodies),
                     )?;
                     for silu in [false, true] {
                         for (name, before) in [
@@ -245,7 +249,7 @@ pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
                             ("grad_apply", true),
                         ] {
                             let pass = Pass { name, silu, add, before };
-                            variant::<GroupNormParams>(out, &SHADER, defs(pass, types, vec, lane, wg))?;
+                            variant::<GroupNormParams>(out, &SHADER, defs(pass, types, vec, bodies))?;
                         }
                     }
                 }

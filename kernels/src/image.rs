@@ -1,14 +1,15 @@
 //! Moving channels and pixels: concat and split on the last axis, nearest upsampling. Nothing is saved.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "image",
     source: include_str!("image.wgsl"),
     includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! {
@@ -16,12 +17,12 @@ params! {
     struct ImageParams { count: u32, ca: u32, cb: u32, first: u32, in_h: u32, in_w: u32, out_h: u32, out_w: u32 }
 }
 
-fn defs(op: &'static str, dtype: DType, vec: bool, wg: u32) -> Defs {
+fn defs(op: &'static str, dtype: DType, vec: bool, bodies: Bodies) -> Defs {
     vec![
         ("OP", op.into()),
-        ("T", dtype.wgsl().into()),
+        ("T", dtype.into()),
         ("V", if vec { 4u32 } else { 1 }.into()),
-        ("WG", wg.into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
@@ -41,14 +42,14 @@ fn run(
             *c /= 4;
         }
     }
-    let wg = workgroup(x.gpu());
+    let bodies = chosen(x.gpu())?;
     Launch::new(x.gpu(), &SHADER)
-        .defs(defs(op, x.dtype(), vec, wg))
+        .defs(defs(op, x.dtype(), vec, bodies))
         .read(0, x)
         .read_opt(1, y)
         .write(2, &out)
         .params(&p)
-        .grid(fold_grid(p.count.div_ceil(wg)))
+        .grid(bodies.invocations(p.count))
         .run()?;
     Ok(out)
 }
@@ -162,11 +163,11 @@ pub fn upsample_reference(x: &[f64], [b, h, w, c]: [usize; 4], out_h: usize, out
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
             for vec in [false, true] {
                 for op in ["join", "part", "upsample", "downsum"] {
-                    variant::<ImageParams>(out, &SHADER, defs(op, dtype, vec, wg))?;
+                    variant::<ImageParams>(out, &SHADER, defs(op, dtype, vec, bodies))?;
                 }
             }
         }

@@ -2,24 +2,28 @@
 //!
 //! Saved for the way back: x, and mean and rstd per row.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
-use crate::{lane, workgroup};
 
-static SHADER: Shader =
-    Shader { name: "layer_norm", source: include_str!("layer_norm.wgsl"), includes: &[INDEX, REDUCE, ROW] };
+static SHADER: Shader = Shader {
+    name: "layer_norm",
+    source: include_str!("layer_norm.wgsl"),
+    includes: &[INDEX, REDUCE, ROW],
+    features: &[],
+};
 
 params! { struct LayerNormParams { rows: u32, c: u32, eps: f32 } }
 
-fn defs(grad: bool, before: bool, [x, y]: [DType; 2], lane: bool, wg: u32) -> Defs {
+fn defs(grad: bool, before: bool, [x, y]: [DType; 2], bodies: Bodies) -> Defs {
     vec![
         ("GRAD", grad.into()),
         ("BEFORE", before.into()),
-        ("TX", x.wgsl().into()),
-        ("T", y.wgsl().into()),
-        ("LANE", lane.into()),
-        ("WG", wg.into()),
+        ("TX", x.into()),
+        ("T", y.into()),
+        ("LANE", bodies.lane().into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
@@ -30,15 +34,15 @@ fn launch<'a>(
     params: &LayerNormParams,
     grad: bool,
     before: bool,
-) -> Launch<'a> {
-    let (gpu, lane, wg) = (x.gpu(), lane(x.gpu()), workgroup(x.gpu()));
-    let workgroups = if lane { params.rows.div_ceil(wg) } else { params.rows };
-    Launch::new(gpu, &SHADER)
-        .defs(defs(grad, before, [x.dtype(), out], lane, wg))
+) -> Result<Launch<'a>> {
+    let bodies = chosen(x.gpu())?;
+    let launch = Launch::new(x.gpu(), &SHADER)
+        .defs(defs(grad, before, [x.dtype(), out], bodies))
         .read(0, x)
         .read(1, gamma)
         .params(params)
-        .grid(fold_grid(workgroups))
+        .grid(bodies.rows(params.rows));
+    Ok(launch)
 }
 
 /// Normalises each row of `[…, C]`, with gamma and beta f32 `[C]`: y = gamma (x − mean) / √(variance + eps) + beta, in
@@ -61,12 +65,12 @@ pub fn layer_norm(
     let params = LayerNormParams { rows: rows as u32, c: c as u32, eps };
     let stats = Tensor::empty(x.gpu(), &[rows, 2], DType::F32)?;
     let y = Tensor::empty(x.gpu(), x.shape(), out)?;
-    launch(x, gamma, out, &params, false, false).read(2, beta).write(3, &stats).write(6, &y).run()?;
+    launch(x, gamma, out, &params, false, false)?.read(2, beta).write(3, &stats).write(6, &y).run()?;
     let (saved, gamma) = (x.clone(), gamma.clone());
     tape.record(&[x], &y, move |grad_out, grads| {
         let before = grads.take(saved.id());
         let dx = Tensor::empty(saved.gpu(), saved.shape(), saved.dtype())?;
-        launch(&saved, &gamma, out, &params, true, before.is_some())
+        launch(&saved, &gamma, out, &params, true, before.is_some())?
             .read(3, &stats)
             .read(4, grad_out)
             .read_opt(5, before.as_ref())
@@ -89,10 +93,10 @@ pub fn reference(x: &[f64], gamma: &[f64], beta: &[f64], c: usize, eps: f64) -> 
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for types in crate::NORM_TYPES {
             for (grad, before) in [(false, false), (true, false), (true, true)] {
-                variant::<LayerNormParams>(out, &SHADER, defs(grad, before, types, lane, wg))?;
+                variant::<LayerNormParams>(out, &SHADER, defs(grad, before, types, bodies))?;
             }
         }
     }

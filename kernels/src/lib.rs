@@ -6,6 +6,7 @@
 
 mod attention;
 mod blend;
+mod bodies;
 mod conv2d;
 mod elementwise;
 mod embedding;
@@ -26,11 +27,12 @@ mod winograd;
 
 pub use attention::{AttentionArgs, attention};
 pub use blend::blend;
+pub use bodies::{Bodies, bodies, use_bodies};
 pub use conv2d::{ConvArgs, ConvShape, Padding, conv2d};
 pub use elementwise::{Act, activation, add, cast, copy, geglu};
 pub use embedding::{embedding, timestep_embedding};
 pub use frozen::{Gate, Lora};
-pub use gemm::{Choice, Tuning, gemm_variant, tune, tuning_name, use_tuning};
+pub use gemm::{Choice, Tuning, tune, tuning_name, use_tuning};
 pub use group_norm::{GroupNormArgs, group_norm};
 pub use image::{concat, split, upsample_nearest};
 pub use layer_norm::layer_norm;
@@ -59,25 +61,13 @@ pub mod reference {
     pub use crate::project::reference as project;
 }
 
-use strata_engine::{DType, GemmVariant, Gpu, Tape};
+use strata_engine::{DType, Tape};
 
 /// A tape that records, and sums gradients with [`add`].
 pub fn tape() -> Tape {
     Tape::new(|a, b| add(&Tape::off(), a, b))
 }
 
-/// Invocations per workgroup: of bodies where every invocation stands alone, and of those with workgroup memory.
-const WORKGROUPS: [u32; 2] = [8, 128];
-
 /// Types of x and of the output of a norm that occur: both alike, or a stream in f32 and the rest in f16.
 const NORM_TYPES: [[DType; 2]; 3] =
     [[DType::F32, DType::F32], [DType::F16, DType::F16], [DType::F32, DType::F16]];
-
-/// Whether kernels run the bodies for CPU adapters: one invocation does alone what a workgroup does on a GPU.
-fn lane(gpu: &Gpu) -> bool {
-    gpu.caps().gemm == GemmVariant::Lane
-}
-
-fn workgroup(gpu: &Gpu) -> u32 {
-    WORKGROUPS[usize::from(!lane(gpu))]
-}

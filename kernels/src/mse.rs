@@ -1,19 +1,25 @@
 //! Mean squared error with a weight per sample: the loss of diffusion training.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
-use crate::{lane, workgroup};
 
-static SHADER: Shader = Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE] };
+static SHADER: Shader =
+    Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE], features: &[] };
 
 params! { struct MseParams { batch: u32, n: u32, slices: u32 } }
 
 /// Values of a sample that one workgroup sums; see `mse.wgsl`.
 const SLICE: u32 = 16_384;
 
-fn defs(pass: &'static str, dtype: DType, lane: bool, wg: u32) -> Defs {
-    vec![("PASS", pass.into()), ("T", dtype.wgsl().into()), ("LANE", lane.into()), ("WG", wg.into())]
+fn defs(pass: &'static str, dtype: DType, bodies: Bodies) -> Defs {
+    vec![
+        ("PASS", pass.into()),
+        ("T", dtype.into()),
+        ("LANE", bodies.lane().into()),
+        ("WG", bodies.workgroup().into()),
+    ]
 }
 
 /// `1/B Σ_b w_b · mean((pred_b − target_b)²)`, f32 `[1]`: pred and target `[B, …]` of one type, weights f32 `[B]`.
@@ -30,20 +36,19 @@ pub fn mse(tape: &Tape, pred: &Tensor, target: &Tensor, weights: &Tensor) -> Res
         return Err(Error::op("mse", format!("pred {pred:?}, target {target:?}, weights {weights:?}")));
     }
     let gpu = pred.gpu();
-    let (lane, wg) = (lane(gpu), workgroup(gpu));
+    let bodies = chosen(gpu)?;
     let n = (pred.len() / batch.max(1)) as u32;
     let params = MseParams { batch: batch as u32, n, slices: n.div_ceil(SLICE) };
     let slices = params.batch * params.slices;
-    let launch = |pass| Launch::new(gpu, &SHADER).defs(defs(pass, pred.dtype(), lane, wg)).params(&params);
+    let launch = |pass| Launch::new(gpu, &SHADER).defs(defs(pass, pred.dtype(), bodies)).params(&params);
 
     let parts = Tensor::empty(gpu, &[slices as usize], DType::F32)?;
-    let workgroups = if lane { slices.div_ceil(wg) } else { slices };
     launch("samples")
         .read(0, pred)
         .read(1, target)
         .read(2, weights)
         .write(4, &parts)
-        .grid(fold_grid(workgroups))
+        .grid(bodies.rows(slices))
         .run()?;
     let loss = Tensor::empty(gpu, &[1], DType::F32)?;
     launch("total").read(0, &parts).write(4, &loss).run()?;
@@ -53,14 +58,14 @@ pub fn mse(tape: &Tape, pred: &Tensor, target: &Tensor, weights: &Tensor) -> Res
         let gpu = pred.gpu();
         let dpred = Tensor::empty(gpu, pred.shape(), pred.dtype())?;
         Launch::new(gpu, &SHADER)
-            .defs(defs("grad", pred.dtype(), lane, wg))
+            .defs(defs("grad", pred.dtype(), bodies))
             .read(0, &pred)
             .read(1, &target)
             .read(2, &weights)
             .read(3, grad_out)
             .write(4, &dpred)
             .params(&params)
-            .grid(fold_grid((pred.len() as u32).div_ceil(wg)))
+            .grid(bodies.invocations(pred.len() as u32))
             .run()?;
         grads.add_id(pred.id(), dpred)
     });
@@ -76,10 +81,10 @@ pub fn reference(pred: &[f64], target: &[f64], weights: &[f64]) -> Vec<f64> {
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
             for pass in ["samples", "total", "grad"] {
-                variant::<MseParams>(out, &SHADER, defs(pass, dtype, lane, wg))?;
+                variant::<MseParams>(out, &SHADER, defs(pass, dtype, bodies))?;
             }
         }
     }

@@ -1,12 +1,12 @@
 //! What turns gradients into an update: their norm, and AdamW (arXiv 1711.05101) over flat f32 buffers.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader =
-    Shader { name: "optimizer", source: include_str!("optimizer.wgsl"), includes: &[INDEX] };
+    Shader { name: "optimizer", source: include_str!("optimizer.wgsl"), includes: &[INDEX], features: &[] };
 
 params! { struct NormParams { count: u32, infinity: f32 } }
 params! {
@@ -37,15 +37,9 @@ pub struct AdamW {
     pub max_norm: f32,
 }
 
-fn defs(pass: &'static str, shadow: bool, wg: u32) -> Defs {
-    // the word f16 makes the renderer enable the type
-    let shadow_type = if shadow { "f16" } else { "none" };
-    vec![
-        ("PASS", pass.into()),
-        ("SHADOW", shadow.into()),
-        ("SHADOW_TYPE", shadow_type.into()),
-        ("WG", wg.into()),
-    ]
+fn defs(pass: &'static str, shadow: bool, bodies: Bodies) -> Defs {
+    let shadow = shadow.then_some(DType::F16);
+    vec![("PASS", pass.into()), ("SHADOW", shadow.into()), ("WG", bodies.workgroup().into())]
 }
 
 /// √Σ g², f32 `[1]`; infinite if any element is not finite.
@@ -56,18 +50,18 @@ pub fn grad_norm(grads: &Tensor) -> Result<Tensor> {
     if grads.dtype() != DType::F32 {
         return Err(Error::op("grad_norm", format!("{grads:?} must be f32")));
     }
-    let (gpu, wg) = (grads.gpu(), workgroup(grads.gpu()));
+    let (gpu, bodies) = (grads.gpu(), chosen(grads.gpu())?);
     let chunks = grads.len().div_ceil(4096);
     let parts = Tensor::empty(gpu, &[chunks], DType::F32)?;
     let norm = Tensor::empty(gpu, &[1], DType::F32)?;
     for (pass, from, to, count) in [("squares", grads, &parts, grads.len()), ("norm", &parts, &norm, chunks)]
     {
         Launch::new(gpu, &SHADER)
-            .defs(defs(pass, false, wg))
+            .defs(defs(pass, false, bodies))
             .read(0, from)
             .write(1, to)
             .params(&NormParams { count: count as u32, infinity: f32::INFINITY })
-            .grid(fold_grid((to.len() as u32).div_ceil(wg)))
+            .grid(bodies.invocations(to.len() as u32))
             .run()?;
     }
     Ok(norm)
@@ -110,16 +104,16 @@ pub fn adamw(
         grad_scale: args.grad_scale,
         max_norm: args.max_norm,
     };
-    let (gpu, wg) = (weights.gpu(), workgroup(weights.gpu()));
+    let (gpu, bodies) = (weights.gpu(), chosen(weights.gpu())?);
     let launch = Launch::new(gpu, &SHADER)
-        .defs(defs("adamw", shadow.is_some(), wg))
+        .defs(defs("adamw", shadow.is_some(), bodies))
         .read(0, grads)
         .read(1, norm)
         .write(2, weights)
         .write(3, exp_avg)
         .write(4, exp_avg_sq)
         .params(&params)
-        .grid(fold_grid((n as u32).div_ceil(wg)));
+        .grid(bodies.invocations(n as u32));
     match shadow {
         Some(shadow) => launch.write(5, shadow).run(),
         None => launch.run(),
@@ -148,12 +142,12 @@ pub fn reference(state: [&mut [f64]; 3], grads: &[f64], norm: f64, args: &AdamW)
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for pass in ["squares", "norm"] {
-            variant::<NormParams>(out, &SHADER, defs(pass, false, wg))?;
+            variant::<NormParams>(out, &SHADER, defs(pass, false, bodies))?;
         }
         for shadow in [false, true] {
-            variant::<AdamWParams>(out, &SHADER, defs("adamw", shadow, wg))?;
+            variant::<AdamWParams>(out, &SHADER, defs("adamw", shadow, bodies))?;
         }
     }
     Ok(())

@@ -16,7 +16,7 @@
 @group(0) @binding(3) var<storage, read_write> exp_avg: array<f32>;
 @group(0) @binding(4) var<storage, read_write> exp_avg_sq: array<f32>;
 {% if SHADOW %}
-@group(0) @binding(5) var<storage, read_write> shadow: array<f16>;
+@group(0) @binding(5) var<storage, read_write> shadow: array<{{ SHADOW }}>;
 {% endif %}
 {% else %}
 @group(0) @binding(0) var<storage, read> x: array<f32>;

@@ -2,13 +2,17 @@
 
 use std::ops::Range;
 
-use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, params};
 
+use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
-use crate::{lane, workgroup};
 
-static SHADER: Shader =
-    Shader { name: "project", source: include_str!("project.wgsl"), includes: &[INDEX, REDUCE, ROW] };
+static SHADER: Shader = Shader {
+    name: "project",
+    source: include_str!("project.wgsl"),
+    includes: &[INDEX, REDUCE, ROW],
+    features: &[],
+};
 
 params! { struct ProjectParams { rows: u32, c: u32, first: u32, last: u32 } }
 
@@ -18,15 +22,9 @@ const PASSES: usize = 2;
 /// Iterations of all loops of one `lane` invocation; see the limit of 65,535 in ARCHITECTURE.md.
 const LANE_ITERATIONS: usize = 60_000;
 
-fn defs(shadow: bool, lane: bool, wg: u32) -> Defs {
-    // the word f16 makes the renderer enable the type
-    let shadow_type = if shadow { "f16" } else { "none" };
-    vec![
-        ("SHADOW", shadow.into()),
-        ("SHADOW_TYPE", shadow_type.into()),
-        ("LANE", lane.into()),
-        ("WG", wg.into()),
-    ]
+fn defs(shadow: bool, bodies: Bodies) -> Defs {
+    let shadow = shadow.then_some(DType::F16);
+    vec![("SHADOW", shadow.into()), ("LANE", bodies.lane().into()), ("WG", bodies.workgroup().into())]
 }
 
 /// Rows of equal length in a flat buffer: the matrices of several layers, which one launch then projects.
@@ -76,10 +74,9 @@ pub fn project(weights: &Tensor, rows: &Rows, basis: &Tensor, shadow: Option<&Te
             format!("{} rows in weights {weights:?}, basis {basis:?}, shadow {shadow:?}", starts.len());
         return Err(Error::op("project", message));
     }
-    let (gpu, lane, wg) = (weights.gpu(), lane(weights.gpu()), workgroup(weights.gpu()));
+    let (gpu, bodies) = (weights.gpu(), chosen(weights.gpu())?);
     let (count, k) = (starts.len() as u32, basis.rows());
-    let slab = if lane { (LANE_ITERATIONS / (2 * channels + 1)).max(1) } else { k };
-    let workgroups = if lane { count.div_ceil(wg) } else { count };
+    let slab = if bodies.lane() { (LANE_ITERATIONS / (2 * channels + 1)).max(1) } else { k };
     for pass in 1..=PASSES {
         for first in (0..k).step_by(slab) {
             let last = (first + slab).min(k);
@@ -87,12 +84,12 @@ pub fn project(weights: &Tensor, rows: &Rows, basis: &Tensor, shadow: Option<&Te
             let params =
                 ProjectParams { rows: count, c: channels as u32, first: first as u32, last: last as u32 };
             let launch = Launch::new(gpu, &SHADER)
-                .defs(defs(shadow.is_some(), lane, wg))
+                .defs(defs(shadow.is_some(), bodies))
                 .read(0, starts)
                 .read(1, basis)
                 .write(2, weights)
                 .params(&params)
-                .grid(fold_grid(workgroups))
+                .grid(bodies.rows(count))
                 .flops(4 * (starts.len() * (last - first) * channels) as u64);
             match shadow {
                 Some(shadow) => launch.write(3, shadow).run()?,
@@ -114,9 +111,9 @@ pub fn reference(rows: &mut [f64], basis: &[f64], channels: usize) {
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for shadow in [false, true] {
-            variant::<ProjectParams>(out, &SHADER, defs(shadow, lane, wg))?;
+            variant::<ProjectParams>(out, &SHADER, defs(shadow, bodies))?;
         }
     }
     Ok(())

@@ -10,7 +10,7 @@
 @group(0) @binding(1) var<storage, read> basis: array<f32>;                // [k, c], orthonormal
 @group(0) @binding(2) var<storage, read_write> weights: array<f32>;
 {% if SHADOW %}
-@group(0) @binding(3) var<storage, read_write> shadow: array<f16>;         // as weights
+@group(0) @binding(3) var<storage, read_write> shadow: array<{{ SHADOW }}>;         // as weights
 {% endif %}
 
 @compute @workgroup_size({{ WG }})

@@ -1,15 +1,16 @@
 //! Reductions over tokens: the gradients of LoRA factors, and sums over the pixels of a sample.
 
-use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, params};
 
+use crate::bodies::{Bodies, chosen, is_cpu};
 use crate::gemm::Conv;
 use crate::variants::{CONV, Defs, INDEX, Variant, variant};
-use crate::workgroup;
 
 static SHADER: Shader = Shader {
     name: "tokens",
     source: include_str!("tokens.wgsl"),
     includes: &[INDEX, CONV, ("vec", include_str!("include/vec.wgsl"))],
+    features: &[],
 };
 
 params! {
@@ -23,17 +24,25 @@ params! {
 /// Rows that one invocation sums before the work is split: on CPUs, and on GPUs, which want many invocations.
 const ROWS_PER_SPLIT: [usize; 2] = [512, 128];
 
-fn defs(op: &'static str, [u, v]: [DType; 2], to: DType, vec: bool, add: bool, conv: bool, wg: u32) -> Defs {
+fn defs(
+    op: &'static str,
+    [u, v]: [DType; 2],
+    to: DType,
+    vec: bool,
+    add: bool,
+    conv: bool,
+    bodies: Bodies,
+) -> Defs {
     vec![
         ("OP", op.into()),
-        ("T", u.wgsl().into()),
-        ("TV", v.wgsl().into()),
-        ("TO", to.wgsl().into()),
+        ("T", u.into()),
+        ("TV", v.into()),
+        ("TO", to.into()),
         ("V", vec.into()),
         ("ADD", add.into()),
         ("CONV", conv.into()),
         ("TRANSPOSED", false.into()),
-        ("WG", wg.into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
@@ -55,7 +64,7 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor, conv: Opt
         return Err(Error::op("gradient of a product", format!("{u:?} transposed times {v:?} into {sum:?}")));
     }
     let gpu = u.gpu();
-    let rows_per_split = ROWS_PER_SPLIT[usize::from(!gpu.caps().cpu)];
+    let rows_per_split = ROWS_PER_SPLIT[usize::from(!is_cpu(gpu.caps()))];
     let splits = m.div_ceil(rows_per_split);
     let partial = if splits > 1 { Some(Tensor::empty(gpu, &[splits, i, j], DType::F32)?) } else { None };
     let mut params = TokensParams {
@@ -72,27 +81,27 @@ pub(crate) fn accumulate_product(u: &Tensor, v: &Tensor, sum: &Tensor, conv: Opt
         [params.dst_h, params.dst_w] = conv.dst.map(|side| side as u32);
         [params.kw, params.stride, params.pad] = [conv.kernel[1], conv.stride, conv.pad].map(|x| x as u32);
     }
-    let wg = workgroup(gpu);
+    let bodies = chosen(gpu)?;
     // four neighbours of (tap, c) then share a tap
     let vec = i.is_multiple_of(4) && c.is_multiple_of(4);
     let blocks = i.div_ceil(4) * j.div_ceil(4) * splits;
     let types = [u.dtype(), v.dtype()];
     Launch::new(gpu, &SHADER)
-        .defs(defs("product", types, DType::F32, vec, partial.is_none(), conv.is_some(), wg))
+        .defs(defs("product", types, DType::F32, vec, partial.is_none(), conv.is_some(), bodies))
         .read(0, u)
         .read(1, v)
         .write(2, partial.as_ref().unwrap_or(sum))
         .params(&params)
-        .grid(fold_grid((blocks as u32).div_ceil(wg)))
+        .grid(bodies.invocations(blocks as u32))
         .flops(2 * (m * i * j) as u64)
         .run()?;
     if let Some(partial) = &partial {
         Launch::new(gpu, &SHADER)
-            .defs(defs("gather", [DType::F32; 2], DType::F32, false, true, false, wg))
+            .defs(defs("gather", [DType::F32; 2], DType::F32, false, true, false, bodies))
             .read(0, partial)
             .write(2, sum)
             .params(&params)
-            .grid(fold_grid(((i * j) as u32).div_ceil(wg)))
+            .grid(bodies.invocations((i * j) as u32))
             .run()?;
     }
     Ok(())
@@ -109,32 +118,32 @@ pub(crate) fn sum_tokens(x: &Tensor, batch: usize) -> Result<Tensor> {
         splits: 1,
         ..TokensParams::default()
     };
-    let wg = workgroup(x.gpu());
+    let bodies = chosen(x.gpu())?;
     Launch::new(x.gpu(), &SHADER)
-        .defs(defs("sum", [x.dtype(); 2], x.dtype(), false, false, false, wg))
+        .defs(defs("sum", [x.dtype(); 2], x.dtype(), false, false, false, bodies))
         .read(0, x)
         .write(2, &y)
         .params(&params)
-        .grid(fold_grid(((batch * c) as u32).div_ceil(wg)))
+        .grid(bodies.invocations((batch * c) as u32))
         .run()?;
     Ok(y)
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for wg in crate::WORKGROUPS {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         let types = [DType::F32, DType::F16];
         for (u, v) in types.into_iter().flat_map(|u| types.map(|v| (u, v))) {
             for bits in 0..1 << 3 {
                 let [vec, add, conv] = [0, 1, 2].map(|i| bits >> i & 1 == 1);
-                let defs = defs("product", [u, v], DType::F32, vec, add, conv, wg);
+                let defs = defs("product", [u, v], DType::F32, vec, add, conv, bodies);
                 variant::<TokensParams>(out, &SHADER, defs)?;
             }
         }
         for dtype in types {
-            let defs = defs("sum", [dtype; 2], dtype, false, false, false, wg);
+            let defs = defs("sum", [dtype; 2], dtype, false, false, false, bodies);
             variant::<TokensParams>(out, &SHADER, defs)?;
         }
-        let defs = defs("gather", [DType::F32; 2], DType::F32, false, true, false, wg);
+        let defs = defs("gather", [DType::F32; 2], DType::F32, false, true, false, bodies);
         variant::<TokensParams>(out, &SHADER, defs)?;
     }
     Ok(())

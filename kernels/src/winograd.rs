@@ -3,14 +3,15 @@
 //! CPU adapters alone run it, where products are the bound. It is not measured on GPUs, where the memory that the transforms go
 //! through may be.
 
-use strata_engine::{DType, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Gpu, Launch, Result, Shader, Tensor, params};
 
+use crate::Weight;
+use crate::bodies::{Bodies, chosen};
 use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::variants::{Defs, INDEX, Variant, variant};
-use crate::{Weight, lane, workgroup};
 
 static SHADER: Shader =
-    Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX] };
+    Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX], features: &[] };
 
 params! {
     struct WinogradParams { count: u32, c: u32, first: u32, tiles: u32, h: u32, w: u32, r: u32 }
@@ -57,7 +58,7 @@ impl Winograd {
         let [h, width] = conv.src;
         let fits = [o, c].iter().all(|n| n.is_multiple_of(4) && *n >= MIN_CHANNELS);
         let plain = conv.kernel == [3, 3] && conv.stride == 1 && conv.pad == 1 && conv.src == conv.dst;
-        if !(lane(x.gpu()) && plain && fits && h * width >= MIN_PIXELS) {
+        if !(chosen(x.gpu())?.lane() && plain && fits && h * width >= MIN_PIXELS) {
             return Ok(None);
         }
         let u = w.prepared(|| transform(w.data(), [o, c]))?;
@@ -117,7 +118,7 @@ impl Winograd {
             };
             let v = Tensor::empty(gpu, &[PLANES, chunk, c], DType::F32)?;
             let features = Features { op: "input", dtype: x.dtype(), back, ..Features::default() };
-            launch(gpu, &features, &params(c)).read(0, x).write(1, &v).run()?;
+            launch(gpu, &features, &params(c))?.read(0, x).write(1, &v).run()?;
             let product = Gemm::new(&v, &self.u, layout, [PLANES * chunk, n, c]);
             let m =
                 Gemm { planes: PLANES, out: DType::F32, ..product }.run("winograd", &[PLANES, chunk, n])?;
@@ -129,7 +130,7 @@ impl Winograd {
                 residual: add.residual.is_some(),
                 ext: add.ext.map(|ext| ext.s.dtype()),
             };
-            launch(gpu, &features, &params(n))
+            launch(gpu, &features, &params(n))?
                 .read(0, &m)
                 .write(1, &out)
                 .read_opt(2, add.bias)
@@ -149,17 +150,18 @@ fn transform(w: &Tensor, [o, c]: [usize; 2]) -> Result<Tensor> {
     let count = (o * c / 4) as u32;
     let params = WinogradParams { count, c: (c / 4) as u32, first: 0, tiles: 0, h: 0, w: 0, r: 0 };
     let features = Features { op: "weights", dtype: w.dtype(), ..Features::default() };
-    launch(gpu, &features, &params).read(0, w).write(1, &u).run()?;
+    launch(gpu, &features, &params)?.read(0, w).write(1, &u).run()?;
     Ok(u)
 }
 
-fn launch<'a>(gpu: &'a Gpu, features: &Features, params: &WinogradParams) -> Launch<'a> {
-    let wg = workgroup(gpu);
-    Launch::new(gpu, &SHADER)
-        .defs(defs(features, wg))
+fn launch<'a>(gpu: &'a Gpu, features: &Features, params: &WinogradParams) -> Result<Launch<'a>> {
+    let bodies = chosen(gpu)?;
+    let launch = Launch::new(gpu, &SHADER)
+        .defs(defs(features, bodies))
         .params(params)
-        .grid(fold_grid(params.count.div_ceil(wg)))
-        .note(features.op)
+        .grid(bodies.invocations(params.count))
+        .note(features.op);
+    Ok(launch)
 }
 
 /// What a transform's text depends on.
@@ -180,32 +182,31 @@ impl Default for Features {
     }
 }
 
-fn defs(f: &Features, wg: u32) -> Defs {
+fn defs(f: &Features, bodies: Bodies) -> Defs {
     vec![
         ("OP", f.op.into()),
-        ("T", f.dtype.wgsl().into()),
+        ("T", f.dtype.into()),
         ("TRANSPOSED", f.back.into()),
         ("BIAS", f.bias.into()),
         ("RESIDUAL", f.residual.into()),
-        ("EXT", f.ext.is_some().into()),
-        ("TS", f.ext.map_or("none", |dtype| dtype.wgsl()).into()),
-        ("WG", wg.into()),
+        ("EXT", f.ext.into()),
+        ("WG", bodies.workgroup().into()),
     ]
 }
 
 pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let wg = crate::WORKGROUPS[0];
+    let bodies = Bodies::Lane;
     for dtype in [DType::F32, DType::F16] {
         let plain = Features { dtype, ..Features::default() };
-        variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "weights", ..plain }, wg))?;
+        variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "weights", ..plain }, bodies))?;
         for back in [false, true] {
-            variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "input", back, ..plain }, wg))?;
+            variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "input", back, ..plain }, bodies))?;
             for residual in [false, true] {
                 for bias in [false, true] {
                     for ext in [None, Some(DType::F32), Some(DType::F16)] {
                         let f = Features { op: "output", dtype, back, bias, residual, ext };
                         if !(back && (bias || ext.is_some())) {
-                            variant::<WinogradParams>(out, &SHADER, defs(&f, wg))?;
+                            variant::<WinogradParams>(out, &SHADER, defs(&f, bodies))?;
                         }
                     }
                 }

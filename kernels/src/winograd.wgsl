@@ -28,8 +28,8 @@
 @group(0) @binding(3) var<storage, read> residual: array<vec4<{{ T }}>>;   // as out
 {% endif %}
 {% if EXT %}
-@group(0) @binding(4) var<storage, read> s: array<{{ TS }}>;               // [batch, h, w, r]
-@group(0) @binding(5) var<storage, read> up: array<{{ TS }}>;              // [4 c, r]
+@group(0) @binding(4) var<storage, read> s: array<{{ EXT }}>;               // [batch, h, w, r]
+@group(0) @binding(5) var<storage, read> up: array<{{ EXT }}>;              // [4 c, r]
 {% endif %}
 {% endif %}
 {% if OP != "weights" %}

@@ -1,7 +1,7 @@
 //! Holding a GPU adapter to what a row's reference says.
 
 use strata_engine::{Gpu, Tape, Tensor};
-use strata_kernels::tape;
+use strata_kernels::{Bodies, bodies, tape};
 
 use crate::{Expected, Input, Probes, Random, Role, Row, compare, rms, tolerance};
 
@@ -24,7 +24,12 @@ pub fn check(row: &Row, expected: &Expected, gpu: &Gpu, effort: Effort) -> Resul
     let run = Run { row, expected, gpu, tolerance: tolerance(expected.dtype, row.k) };
     run.all(effort).map_err(|e| {
         let arena = if gpu.caps().immediates { "" } else { ", no immediates" };
-        format!("{} [{}, {}{arena}]: {e}", row.name, expected.dtype.wgsl(), gpu.caps().gemm.name())
+        format!(
+            "{} [{}, {}{arena}]: {e}",
+            row.name,
+            expected.dtype.wgsl(),
+            bodies(gpu).map_or("", Bodies::name)
+        )
     })
 }
 

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::sync::{LazyLock, Mutex, MutexGuard};
 
-use strata_engine::{GemmVariant, Gpu, GpuOptions};
+use strata_engine::{Gpu, GpuOptions, Result};
+use strata_kernels::{Bodies, use_bodies};
 
 /// A way of running the kernels. All are in debug mode: poisoned tensors with guard words behind them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,18 +20,17 @@ pub enum Setup {
 }
 
 impl Setup {
-    fn options(self) -> GpuOptions {
-        let gemm = match self {
-            Setup::Lane | Setup::Arena => GemmVariant::Lane,
-            Setup::Tile => GemmVariant::Tile,
+    fn open(self) -> Result<Gpu> {
+        let options =
+            GpuOptions { debug: true, no_immediates: self == Setup::Arena, ..GpuOptions::default() };
+        let gpu = Gpu::open(&options)?;
+        let bodies = match self {
+            Setup::Lane | Setup::Arena => Bodies::Lane,
+            Setup::Tile => Bodies::Tile,
             Setup::Coop => coop().expect("the adapter has cooperative matrices"),
         };
-        GpuOptions {
-            debug: true,
-            gemm: Some(gemm),
-            no_immediates: self == Setup::Arena,
-            ..GpuOptions::default()
-        }
+        use_bodies(&gpu, bodies)?;
+        Ok(gpu)
     }
 }
 
@@ -41,7 +41,7 @@ impl Setup {
 pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
     type Slot = LazyLock<Mutex<Gpu>>;
     fn open(setup: Setup) -> Mutex<Gpu> {
-        Mutex::new(Gpu::open(&setup.options()).unwrap_or_else(|e| panic!("{e}")))
+        Mutex::new(setup.open().unwrap_or_else(|e| panic!("{e}")))
     }
     static LANE: Slot = Slot::new(|| open(Setup::Lane));
     static TILE: Slot = Slot::new(|| open(Setup::Tile));
@@ -58,8 +58,8 @@ pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
 }
 
 /// The cooperative matrices that the adapter under test has.
-pub fn coop() -> Option<GemmVariant> {
-    Gpu::list().into_iter().next()?.caps.coop
+pub fn coop() -> Option<Bodies> {
+    Bodies::coop(&Gpu::list().first()?.caps)
 }
 
 /// Says that something is not tested here, and why, past the test runner, which shows nothing of a test that passes.

@@ -22,7 +22,7 @@ pub struct Run {
 }
 
 /// The command, behind the runner that cargo uses for this target, if any (`CARGO_TARGET_<TRIPLE>_RUNNER`).
-fn command() -> Command {
+pub fn command() -> Command {
     let program = env!("CARGO_BIN_EXE_strata-as-tested");
     let runner =
         std::env::vars().find(|(name, _)| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER"));
@@ -150,7 +150,7 @@ fn kernels_are_timed() {
 #[test]
 fn a_damaged_tuning_is_ignored_and_said() {
     let cache = tempdir().unwrap();
-    let name = tuning_name(&gpu(Setup::Lane));
+    let name = tuning_name(&gpu(Setup::Lane)).unwrap();
     let folder = cache.path().join("strata");
     fs::create_dir_all(&folder).unwrap();
     let file = put(&folder, &format!("gemm-{name}.json"), "{");

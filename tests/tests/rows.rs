@@ -20,13 +20,13 @@ use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use strata_engine::DType;
-use strata_kernels::{gemm_variant, variants};
+use strata_kernels::{bodies, variants};
 use strata_tests::{Effort, Expected, Row, Setup, check, coop, gpu, skipped};
 
 #[test]
 fn cooperative_matrices_are_used_where_they_are_offered() {
     match coop() {
-        Some(offered) => assert_eq!(gemm_variant(&gpu(Setup::Coop)), offered, "the self-test fails"),
+        Some(offered) => assert_eq!(bodies(&gpu(Setup::Coop)).unwrap(), offered, "the self-test fails"),
         None => skipped("rows on cooperative matrices: the GPU adapter has none"),
     }
 }

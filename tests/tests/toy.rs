@@ -22,6 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ",
     includes: &[],
+    features: &[],
 };
 
 params! { struct ToyParams { count: u32, n: u32, doubled: u32, swallow_nan: u32, factor: f32 } }
@@ -56,7 +57,7 @@ pub fn launch(x: &Tensor, w: &Tensor, y: &Tensor, knobs: Knobs) -> Result<()> {
     let params =
         ToyParams { count, n: w.len() as u32, doubled: knobs.doubled, swallow_nan, factor: knobs.factor };
     Launch::new(x.gpu(), &SHADER)
-        .def("T", x.dtype().wgsl())
+        .def("T", x.dtype())
         .def("TRANSPOSE", knobs.transpose)
         .def("ADD", knobs.add)
         .read(0, x)

@@ -1,8 +1,10 @@
-//! Tuning: which body a product runs, and that nothing else changes.
+//! Which bodies kernels run with; tuning: which of them a product runs, and that nothing else changes.
 
 use strata_engine::{DType, Gpu, Result, Tape, Tensor};
-use strata_kernels::{LinearArgs, Tuning, Weight, linear, tune, tuning_name, use_tuning};
+use strata_kernels::{Bodies, LinearArgs, Tuning, Weight, linear, tune, tuning_name, use_bodies, use_tuning};
 use strata_tests::{Setup, gpu};
+
+use crate::cli::command;
 
 const PRODUCT: &str = "nt f32 f32 f32 33×20×48 taps 1 rank 0";
 
@@ -28,11 +30,11 @@ fn a_tuned_product_runs_the_body_that_was_found() {
     assert_eq!(usual.0, "gemm_lane 32×16");
     let tuning =
         |body: &str| serde_json::from_str::<Tuning>(&format!("{{\"{PRODUCT}\": \"{body}\"}}")).unwrap();
-    use_tuning(&gpu, &tuning("16×16"));
+    use_tuning(&gpu, &tuning("16×16")).unwrap();
     assert_eq!(runs(&gpu), ("gemm_lane 16×16".into(), usual.1.clone()), "another body, the same bits");
-    use_tuning(&gpu, &tuning("of a later version"));
+    use_tuning(&gpu, &tuning("of a later version")).unwrap();
     assert_eq!(runs(&gpu), usual);
-    use_tuning(&gpu, &Tuning::default());
+    use_tuning(&gpu, &Tuning::default()).unwrap();
     assert_eq!(runs(&gpu), usual);
 }
 
@@ -53,13 +55,32 @@ fn tuning_finds_each_product_once() {
     assert_eq!(runs(&gpu), (format!("gemm_lane {}", found[0].body), usual.1));
     // what is known is not looked for again
     assert_eq!(tune(&gpu, &mut tuning, || product(&gpu).map(drop)).unwrap(), []);
-    use_tuning(&gpu, &Tuning::default());
+    use_tuning(&gpu, &Tuning::default()).unwrap();
 }
 
 #[test]
 fn what_was_tuned_belongs_to_one_variant() {
-    let name = tuning_name(&gpu(Setup::Lane));
+    let name = tuning_name(&gpu(Setup::Lane)).unwrap();
     assert!(name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
-    assert_eq!(name, tuning_name(&gpu(Setup::Lane)));
-    assert_ne!(name, tuning_name(&gpu(Setup::Tile)));
+    assert_eq!(name, tuning_name(&gpu(Setup::Lane)).unwrap());
+    assert_ne!(name, tuning_name(&gpu(Setup::Tile)).unwrap());
+}
+
+#[test]
+fn bodies_are_chosen_before_the_first_kernel() {
+    let gpu = gpu(Setup::Tile);
+    use_bodies(&gpu, Bodies::Tile).unwrap();
+    let refused = use_bodies(&gpu, Bodies::Lane).unwrap_err().to_string();
+    assert!(refused.contains("tile already") && refused.contains("lane"), "{refused}");
+}
+
+#[test]
+fn a_misspelt_choice_is_refused() {
+    let run = |name: &str| command().args(["devices"]).env("STRATA_GEMM", name).output().unwrap();
+    let wrong = run("tiel");
+    let err = String::from_utf8(wrong.stderr).unwrap();
+    assert_eq!(wrong.status.code(), Some(1), "{err}");
+    assert!(err.contains("STRATA_GEMM: `tiel`") && err.contains("lane, tile, coop8, coop16"), "{err}");
+    let right = run("tile");
+    assert!(String::from_utf8(right.stdout).unwrap().contains("GEMM variant tile"));
 }

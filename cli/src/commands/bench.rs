@@ -167,7 +167,7 @@ impl Bench {
     }
 
     fn tune(&self, out: &mut impl Write, gpu: &Gpu, options: &Options) -> Result<()> {
-        let mut tuning = tuning::load(gpu);
+        let mut tuning = tuning::load(gpu)?;
         let line = progress::waiting("tuning");
         let mut next = |name: &str| line.set_message(name.to_owned());
         let found = tune(gpu, options, &mut tuning, &mut next)?;

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use serde_json::json;
 use strata_engine::{AdapterSummary, Gpu, GpuOptions};
+use strata_kernels::Bodies;
 
 /// List the GPU adapters, best first
 ///
@@ -32,7 +33,7 @@ impl Devices {
             Gpu::open(&GpuOptions::default())?;
         }
         if self.json {
-            let list: Vec<_> = adapters.iter().map(to_json).collect();
+            let list: Vec<_> = adapters.iter().map(to_json).collect::<Result<_>>()?;
             writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
             return Ok(());
         }
@@ -40,15 +41,15 @@ impl Devices {
             writeln!(out, "{index}: {} ({kind})", caps.name)?;
             writeln!(out, "   backend {}, driver {}", caps.backend, caps.driver)?;
             let f16 = if caps.f16 { "yes" } else { "no: everything runs in f32" };
-            writeln!(out, "   f16 {f16}, GEMM variant {}", caps.gemm.name())?;
+            writeln!(out, "   f16 {f16}, GEMM variant {}", Bodies::of(caps)?.name())?;
             writeln!(out, "   largest tensor {} MiB", caps.max_binding >> 20)?;
         }
         Ok(())
     }
 }
 
-fn to_json(AdapterSummary { index, caps, kind }: &AdapterSummary) -> serde_json::Value {
-    json!({
+fn to_json(AdapterSummary { index, caps, kind }: &AdapterSummary) -> Result<serde_json::Value> {
+    Ok(json!({
         "index": index,
         "name": caps.name,
         "kind": kind,
@@ -56,7 +57,7 @@ fn to_json(AdapterSummary { index, caps, kind }: &AdapterSummary) -> serde_json:
         "driver": caps.driver,
         "f16": caps.f16,
         "immediates": caps.immediates,
-        "gemm": caps.gemm.name(),
+        "gemm": Bodies::of(caps)?.name(),
         "max_tensor_bytes": caps.max_binding,
-    })
+    }))
 }

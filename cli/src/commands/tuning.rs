@@ -11,19 +11,20 @@ use strata_model::write_atomic;
 
 use super::note;
 
-fn path(gpu: &Gpu) -> Option<PathBuf> {
-    Some(dirs::cache_dir()?.join("strata").join(format!("gemm-{}.json", tuning_name(gpu))))
+fn path(gpu: &Gpu) -> Result<Option<PathBuf>> {
+    let name = format!("gemm-{}.json", tuning_name(gpu)?);
+    Ok(dirs::cache_dir().map(|folder| folder.join("strata").join(name)))
 }
 
 /// What was found on this adapter; nothing where it was never tuned, or where the file cannot be read.
-pub fn load(gpu: &Gpu) -> Tuning {
-    let Some(path) = path(gpu) else { return Tuning::default() };
+pub fn load(gpu: &Gpu) -> Result<Tuning> {
+    let Some(path) = path(gpu)? else { return Ok(Tuning::default()) };
     let text = match fs::read(&path) {
         Ok(text) => text,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Tuning::default(),
-        Err(e) => return ignored(&path, &e),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Tuning::default()),
+        Err(e) => return Ok(ignored(&path, &e)),
     };
-    serde_json::from_slice(&text).unwrap_or_else(|e| ignored(&path, &e))
+    Ok(serde_json::from_slice(&text).unwrap_or_else(|e| ignored(&path, &e)))
 }
 
 fn ignored(path: &Path, e: &dyn std::fmt::Display) -> Tuning {
@@ -32,13 +33,13 @@ fn ignored(path: &Path, e: &dyn std::fmt::Display) -> Tuning {
 }
 
 /// Lets the adapter's kernels make use of it.
-pub fn apply(gpu: &Gpu) {
-    use_tuning(gpu, &load(gpu));
+pub fn apply(gpu: &Gpu) -> Result<()> {
+    Ok(use_tuning(gpu, &load(gpu)?)?)
 }
 
 /// Keeps what was found.
 pub fn save(gpu: &Gpu, tuning: &Tuning) -> Result<PathBuf> {
-    let path = path(gpu).context("this system names no cache folder for the user")?;
+    let path = path(gpu)?.context("this system names no cache folder for the user")?;
     let folder = path.parent().unwrap_or(&path);
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_atomic(&path, |file| serde_json::to_writer_pretty(file, tuning).map_err(Into::into))?;

@@ -1,8 +1,10 @@
 //! Attention on cooperative matrices: how much a workgroup holds, and whether it gives what the other body gives.
 
-use strata_engine::{Caps, DType, Gpu, Launch, Result, Shader, Tensor, fold_grid};
+use strata_engine::{DType, Feature, Gpu, Launch, Result, Shader, Tensor, fold_grid};
 
 use super::{AttentionParams, Call, Pass, run};
+use crate::bodies::{Matrices, chosen};
+use crate::gemm;
 use crate::variants::{Defs, Variant, variant};
 
 static COOP: Shader = Shader {
@@ -12,6 +14,7 @@ static COOP: Shader = Shader {
         ("vec", include_str!("../include/vec.wgsl")),
         ("attention_tiles", include_str!("../attention_tiles.wgsl")),
     ],
+    features: &[Feature::F16, Feature::CooperativeMatrices],
 };
 
 const PASSES: [Pass; 5] = [Pass::Lse, Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys];
@@ -64,46 +67,22 @@ fn shapes(side: u32, cpu: bool) -> &'static [Shape] {
     }
 }
 
-/// An adapter, as far as shapes depend on it.
-#[derive(Clone, Copy)]
-struct Adapter {
-    side: u32,
-    /// Most invocations of a subgroup; a workgroup has enough for all, whatever size they come in.
-    subgroup: u32,
-    /// Memory of the workgroup is of vectors of four, which Metal cannot load matrices from.
-    quads: bool,
-    cpu: bool,
-    memory: u32,
-}
-
-impl Adapter {
-    fn of(caps: &Caps) -> Option<Adapter> {
-        Some(Adapter {
-            side: caps.gemm.side()?,
-            subgroup: caps.subgroup,
-            quads: caps.backend == "Vulkan",
-            cpu: caps.cpu,
-            memory: caps.max_workgroup_memory.min(MOST_MEMORY),
-        })
-    }
-}
-
 impl Shape {
-    fn rows(self, on: Adapter) -> u32 {
+    fn rows(self, on: Matrices) -> u32 {
         self.subgroups[0] * self.tiles * on.side
     }
 
-    fn invocations(self, on: Adapter) -> u32 {
+    fn invocations(self, on: Matrices) -> u32 {
         self.subgroups[0] * self.subgroups[1] * on.subgroup
     }
 
     /// Channels of a head, with zeros.
-    fn padded(self, on: Adapter, d: u32) -> u32 {
+    fn padded(self, on: Matrices, d: u32) -> u32 {
         d.next_multiple_of(self.subgroups[1] * on.side)
     }
 
     /// Bytes of workgroup memory: rows or columns and weights; scores; what belongs to a token.
-    fn memory(self, on: Adapter, pass: Pass, d: u32) -> u32 {
+    fn memory(self, on: Matrices, pass: Pass, d: u32) -> u32 {
         let [products, columns, sums] = pass.kept();
         let (rows, line) = (self.rows(on), self.padded(on, d) + 8);
         let used = columns * self.columns * line + sums * rows * (self.columns + 8);
@@ -112,26 +91,24 @@ impl Shape {
     }
 
     /// Numbers of rows and of sums that an invocation holds in matrices; two of f16 count one.
-    fn held(self, on: Adapter, pass: Pass, d: u32) -> u32 {
+    fn held(self, on: Matrices, pass: Pass, d: u32) -> u32 {
         let ([products, _, sums], padded) = (pass.kept(), self.padded(on, d));
         (products * padded / 2 + sums * padded / self.subgroups[1]) * self.tiles * on.side / on.subgroup
     }
 
-    fn fits(self, on: Adapter, pass: Pass, d: u32) -> bool {
+    fn fits(self, on: Matrices, pass: Pass, d: u32) -> bool {
         // each invocation has the same part of a row: some vectors of four
         let (invocations, rows) = (self.invocations(on), self.rows(on));
         invocations.is_multiple_of(rows)
             && self.columns.is_multiple_of(4 * (invocations / rows))
-            && self.memory(on, pass, d) <= on.memory
+            && self.memory(on, pass, d) <= on.memory.min(MOST_MEMORY)
             && self.held(on, pass, d) <= HELD[usize::from(on.cpu)]
     }
 
-    fn defs(self, on: Adapter, pass: Pass, d: u32, causal: bool) -> Defs {
+    fn defs(self, on: Matrices, pass: Pass, d: u32, causal: bool) -> Defs {
         vec![
             ("PASS", pass.name().into()),
             ("CAUSAL", causal.into()),
-            ("COOP", true.into()),
-            ("T", DType::F16.wgsl().into()),
             ("SIDE", on.side.into()),
             ("SM", self.subgroups[0].into()),
             ("SN", self.subgroups[1].into()),
@@ -147,19 +124,19 @@ impl Shape {
 
 /// How the passes of an attention run on an adapter.
 #[derive(Clone, Copy)]
-pub(super) struct Matrices {
-    on: Adapter,
+pub(super) struct Shapes {
+    on: Matrices,
     shapes: [Shape; 5],
 }
 
-impl Matrices {
+impl Shapes {
     /// Of the shapes that fit a pass, the first that `pick` takes, or the last. `None` where some pass has none.
-    fn new(on: Adapter, d: u32, pick: impl Fn(Pass, Shape) -> bool) -> Option<Matrices> {
+    fn new(on: Matrices, d: u32, pick: impl Fn(Pass, Shape) -> bool) -> Option<Shapes> {
         let [lse, forward, delta, queries, keys] = PASSES.map(|pass| {
             let mut fit = shapes(on.side, on.cpu).iter().copied().filter(|shape| shape.fits(on, pass, d));
             fit.clone().find(|shape| pick(pass, *shape)).or(fit.next_back())
         });
-        Some(Matrices { on, shapes: [lse?, forward?, delta?, queries?, keys?] })
+        Some(Shapes { on, shapes: [lse?, forward?, delta?, queries?, keys?] })
     }
 
     pub(super) fn launch<'a>(
@@ -177,16 +154,17 @@ impl Matrices {
     }
 }
 
-/// The matrices for this attention in f16, where the adapter has some that do what they should, and memory for them.
-pub(super) fn matrices(gpu: &Gpu, p: &AttentionParams) -> Option<Matrices> {
-    let on = Adapter::of(gpu.caps()).filter(|_| crate::gemm_variant(gpu).side().is_some())?;
-    if !gpu.once(|gpu| Works(works(gpu))).0 {
-        return None;
+/// The shapes for this attention in f16, where the adapter has cooperative matrices that do what they should, and memory for them.
+pub(super) fn shapes_for(gpu: &Gpu, p: &AttentionParams) -> Result<Option<Shapes>> {
+    let Some(on) = Matrices::chosen(gpu)?.filter(|_| gemm::trusted(gpu)) else { return Ok(None) };
+    if !gpu.once(|gpu| Works(works(gpu, on))).0 {
+        return Ok(None);
     }
-    Matrices::new(on, p.d, |pass, shape| {
+    let busy = |pass, shape: Shape| {
         let workgroups = p.batch * p.heads * p.tokens(pass).div_ceil(shape.rows(on));
         workgroups >= BUSY[usize::from(on.cpu)]
-    })
+    };
+    Ok(Shapes::new(on, p.d, busy))
 }
 
 /// What [`works`] found the first time. Products can be right where this is not.
@@ -195,16 +173,15 @@ struct Works(bool);
 
 /// Whether attention on cooperative matrices gives what the other body gives, there and back, twice, in the shapes that load least
 /// and in those that need least memory.
-fn works(gpu: &Gpu) -> bool {
-    let Some(on) = Adapter::of(gpu.caps()) else { return false };
+fn works(gpu: &Gpu, on: Matrices) -> bool {
     // a tile and a half: one of the next is zeros
     let d = on.side * 3 / 2;
-    let both = [true, false].map(|first| Matrices::new(on, d, |_, _| first));
-    both.into_iter().flatten().all(|matrices| agrees(gpu, matrices, d).unwrap_or(false))
+    let both = [true, false].map(|first| Shapes::new(on, d, |_, _| first));
+    both.into_iter().flatten().all(|shapes| agrees(gpu, shapes, d).unwrap_or(false))
 }
 
 /// Compares with the other body on numbers without any symmetry, in two heads of d channels.
-fn agrees(gpu: &Gpu, matrices: Matrices, d: u32) -> Result<bool> {
+fn agrees(gpu: &Gpu, shapes: Shapes, d: u32) -> Result<bool> {
     // f16 rounds p, its gradients and the results, by 0.0003 each
     const BOUND: f64 = 5e-3;
     let p = AttentionParams { batch: 1, heads: 2, tq: 150, tk: 77, d, scale: 0.25 };
@@ -215,16 +192,17 @@ fn agrees(gpu: &Gpu, matrices: Matrices, d: u32) -> Result<bool> {
         Tensor::from_f32(gpu, &values, &shape, DType::F16)
     };
     let (q, k, v, upstream) = (tensor(150, 7919)?, tensor(77, 104_729)?, tensor(77, 613)?, tensor(150, 431)?);
-    let results = |matrices| -> Result<Vec<Vec<f32>>> {
+    let bodies = chosen(gpu)?;
+    let results = |shapes| -> Result<Vec<Vec<f32>>> {
         let tape = crate::tape();
         [&q, &k, &v].into_iter().for_each(|t| tape.track(t));
-        let y = run(&tape, [&q, &k, &v], Call { p, causal: true, matrices })?;
+        let y = run(&tape, [&q, &k, &v], Call { p, causal: true, bodies, shapes })?;
         let grads = tape.backward(&y, upstream.clone())?;
         [&q, &k, &v].into_iter().filter_map(|t| grads.get(t)).chain([&y]).map(Tensor::to_f32).collect()
     };
     let expected = results(None)?;
     for _ in 0..2 {
-        for (found, expected) in results(Some(matrices))?.iter().zip(&expected) {
+        for (found, expected) in results(Some(shapes))?.iter().zip(&expected) {
             let norm: f64 = expected.iter().map(|v| f64::from(*v).powi(2)).sum();
             let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
             let error: f64 = found.iter().zip(expected).map(square).sum();
@@ -238,22 +216,8 @@ fn agrees(gpu: &Gpu, matrices: Matrices, d: u32) -> Result<bool> {
     Ok(true)
 }
 
-/// Texts that are checked without a GPU: subgroups of 8 (llvmpipe), 32 (Apple, NVIDIA) and 64 invocations (AMD).
 pub(super) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let adapter = |side, subgroup, quads, cpu, memory: u32| Adapter {
-        side,
-        subgroup,
-        quads,
-        cpu,
-        memory: memory << 10,
-    };
-    let adapters = [
-        adapter(8, 8, true, true, 32),
-        adapter(8, 32, false, false, 32),
-        adapter(16, 32, true, false, 48),
-        adapter(16, 64, true, false, 48),
-    ];
-    for on in adapters {
+    for on in Matrices::KINDS {
         for d in [40, 80, 160, 64, 5] {
             for pass in PASSES {
                 for shape in shapes(on.side, on.cpu).iter().copied().filter(|shape| shape.fits(on, pass, d)) {

@@ -1,17 +1,18 @@
 //! Attention of one wide head, the VAE's, forward alone: two GEMMs with the scores between them in memory. Flash attention
 //! has to share such a head among invocations, each of which computes all of its scores again.
 
-use strata_engine::{DType, Launch, Result, Shader, Tensor, fold_grid, params};
+use strata_engine::{DType, Launch, Result, Shader, Tensor, params};
 
 use super::AttentionParams;
+use crate::bodies::{Bodies, chosen};
 use crate::gemm::{Gemm, Layout};
 use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
-use crate::{lane, workgroup};
 
 static SOFTMAX: Shader = Shader {
     name: "attention_softmax",
     source: include_str!("../attention_softmax.wgsl"),
     includes: &[INDEX, REDUCE, ROW],
+    features: &[],
 };
 
 params! { struct SoftmaxParams { rows: u32, c: u32 } }
@@ -47,27 +48,27 @@ pub(super) fn forward([q, k, v]: [&Tensor; 3], p: &AttentionParams) -> Result<Te
 }
 
 fn softmax(x: &Tensor, out: DType) -> Result<Tensor> {
-    let (gpu, lane, wg) = (x.gpu(), lane(x.gpu()), workgroup(x.gpu()));
+    let (gpu, bodies) = (x.gpu(), chosen(x.gpu())?);
     let y = Tensor::empty(gpu, x.shape(), out)?;
     let params = SoftmaxParams { rows: x.rows() as u32, c: x.last() as u32 };
     Launch::new(gpu, &SOFTMAX)
-        .defs(defs(out, lane, wg))
+        .defs(defs(out, bodies))
         .read(0, x)
         .write(1, &y)
         .params(&params)
-        .grid(fold_grid(if lane { params.rows.div_ceil(wg) } else { params.rows }))
+        .grid(bodies.rows(params.rows))
         .run()?;
     Ok(y)
 }
 
-fn defs(out: DType, lane: bool, wg: u32) -> Defs {
-    vec![("T", out.wgsl().into()), ("LANE", lane.into()), ("WG", wg.into())]
+fn defs(out: DType, bodies: Bodies) -> Defs {
+    vec![("T", out.into()), ("LANE", bodies.lane().into()), ("WG", bodies.workgroup().into())]
 }
 
 pub(super) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for (lane, wg) in [(true, crate::WORKGROUPS[0]), (false, crate::WORKGROUPS[1])] {
+    for bodies in [Bodies::Lane, Bodies::Tile] {
         for dtype in [DType::F32, DType::F16] {
-            variant::<SoftmaxParams>(out, &SOFTMAX, defs(dtype, lane, wg))?;
+            variant::<SoftmaxParams>(out, &SOFTMAX, defs(dtype, bodies))?;
         }
     }
     Ok(())

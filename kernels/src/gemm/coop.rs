@@ -1,8 +1,9 @@
 //! GEMMs on cooperative matrices: how much a workgroup makes, and whether the adapter can be trusted with it.
 
-use strata_engine::{Caps, DType, GemmVariant, Gpu, Result, Shader, Tensor};
+use strata_engine::{DType, Feature, Gpu, Result, Shader, Tensor};
 
 use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
+use crate::bodies::Matrices;
 
 const TILES: (&str, &str) = ("gemm_tiles", include_str!("../gemm_tiles.wgsl"));
 
@@ -10,6 +11,7 @@ pub(super) static COOP: Shader = Shader {
     name: "gemm_coop",
     source: include_str!("../gemm_coop.wgsl"),
     includes: &[VEC, IO, ACT, CONV, TILES],
+    features: &[Feature::CooperativeMatrices],
 };
 
 /// How a workgroup makes its part of the output.
@@ -89,17 +91,15 @@ impl Shape {
         2 * (m * (self.depth + 8) + b) + 4 * sums
     }
 
-    fn fits(self, caps: &Caps, side: u32) -> bool {
-        let invocations = self.subgroups[0] * self.subgroups[1] * caps.subgroup;
-        self.memory(side) <= caps.max_workgroup_memory && invocations <= caps.max_workgroup_size
+    fn fits(self, on: Matrices) -> bool {
+        let invocations = self.subgroups[0] * self.subgroups[1] * on.subgroup;
+        self.memory(on.side) <= on.memory && invocations <= on.invocations
     }
 
-    /// `subgroup`: most invocations of one; a workgroup has enough for all, whatever size they come in. `quads`: memory
-    /// of the workgroup is of vectors of four, which Metal cannot load matrices from.
-    fn body(self, side: u32, subgroup: u32, quads: bool) -> Body {
+    fn body(self, on: Matrices) -> Body {
+        let side = on.side;
         let ([sm, sn], [fm, fn_]) = (self.subgroups, self.matrices);
         let defs = vec![
-            ("COOP", true.into()),
             ("SIDE", side.into()),
             ("SM", sm.into()),
             ("SN", sn.into()),
@@ -107,8 +107,8 @@ impl Shape {
             ("FN", fn_.into()),
             ("FS", self.leaving().into()),
             ("BK", self.depth.into()),
-            ("WG", (sm * sn * subgroup).into()),
-            ("SV", if quads { 4u32 } else { 1 }.into()),
+            ("WG", (sm * sn * on.subgroup).into()),
+            ("SV", if on.quads { 4u32 } else { 1 }.into()),
         ];
         Body { name: self.name, shader: &COOP, tile: self.tile(side), defs }
     }
@@ -119,37 +119,28 @@ pub(super) fn is(body: &Body) -> bool {
 }
 
 /// The body for a product of m × n, if the adapter has the memory for it.
-pub(super) fn body(caps: &Caps, [m, n]: [u32; 2]) -> Option<Body> {
-    let side = caps.gemm.side()?;
-    let (thin, wide) = shapes(side, caps.cpu).split_last()?;
-    let shape = match n <= side {
+pub(super) fn body(on: Matrices, [m, n]: [u32; 2]) -> Option<Body> {
+    let (thin, wide) = shapes(on.side, on.cpu).split_last()?;
+    let shape = match n <= on.side {
         true => Some(thin),
         false => {
-            let mut fit = wide.iter().filter(|shape| shape.fits(caps, side));
-            fit.clone().find(|shape| shape.workgroups(side, [m, n]) >= shape.least).or(fit.next_back())
+            let mut fit = wide.iter().filter(|shape| shape.fits(on));
+            fit.clone().find(|shape| shape.workgroups(on.side, [m, n]) >= shape.least).or(fit.next_back())
         }
     };
-    shape.filter(|shape| shape.fits(caps, side)).map(|shape| of(caps, *shape, side))
+    shape.filter(|shape| shape.fits(on)).map(|shape| shape.body(on))
 }
 
-fn of(caps: &Caps, shape: Shape, side: u32) -> Body {
-    shape.body(side, caps.subgroup, caps.backend == "Vulkan")
-}
-
-/// Bodies whose text is checked without a GPU: subgroups of 8 (llvmpipe), 32 and 64 invocations.
+/// Bodies whose text is checked without a GPU.
 pub(super) fn bodies() -> Vec<Body> {
-    let of = |(side, subgroup, quads, cpu)| {
-        shapes(side, cpu).iter().map(move |shape| shape.body(side, subgroup, quads))
-    };
-    let adapters = [(8, 8, true, true), (8, 32, false, false), (16, 32, true, false), (16, 64, true, false)];
-    adapters.into_iter().flat_map(of).collect()
+    let of = |on: Matrices| shapes(on.side, on.cpu).iter().map(move |shape| shape.body(on));
+    Matrices::KINDS.into_iter().flat_map(of).collect()
 }
 
 /// The bodies that the adapter has the memory for.
-pub(super) fn fitting(caps: &Caps) -> Vec<Body> {
-    let Some(side) = caps.gemm.side() else { return Vec::new() };
-    let shapes = shapes(side, caps.cpu).iter().filter(|shape| shape.fits(caps, side));
-    shapes.map(|shape| of(caps, *shape, side)).collect()
+pub(super) fn fitting(on: Matrices) -> Vec<Body> {
+    let shapes = shapes(on.side, on.cpu).iter().filter(|shape| shape.fits(on));
+    shapes.map(|shape| shape.body(on)).collect()
 }
 
 /// What [`works`] found the first time.
@@ -157,7 +148,7 @@ pub(super) fn fitting(caps: &Caps) -> Vec<Body> {
 struct Works(bool);
 
 /// Whether cooperative matrices do here what they should.
-pub(super) fn trusted(gpu: &Gpu) -> bool {
+pub(crate) fn trusted(gpu: &Gpu) -> bool {
     gpu.once(|gpu| Works(works(gpu))).0
 }
 
@@ -165,7 +156,8 @@ pub(super) fn trusted(gpu: &Gpu) -> bool {
 /// offered cooperative matrices that they do not have, and naga writes them without the memory operands that Vulkan's
 /// memory model asks for (gfx-rs/wgpu#8805).
 fn works(gpu: &Gpu) -> bool {
-    let bodies = fitting(gpu.caps());
+    let Ok(Some(on)) = Matrices::chosen(gpu) else { return false };
+    let bodies = fitting(on);
     !bodies.is_empty()
         && bodies.into_iter().all(|body| {
             let agree = |layout, conv| agrees(gpu, &body, layout, conv).unwrap_or(false);
@@ -210,12 +202,4 @@ fn agrees(gpu: &Gpu, body: &Body, layout: Layout, conv: bool) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// The bodies in use: where the adapter's cooperative matrices do not do what they should, `Tile`.
-pub fn gemm_variant(gpu: &Gpu) -> GemmVariant {
-    match gpu.caps().gemm {
-        GemmVariant::Coop8 | GemmVariant::Coop16 if !trusted(gpu) => GemmVariant::Tile,
-        variant => variant,
-    }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use strata_engine::{Gpu, Result, Tensor};
 
 use super::{Body, Gemm, IO, LANE, Layout, TILE, coop};
+use crate::bodies::chosen;
 
 /// Seconds that the runs of one timing take together, and how many timings the fastest is taken of.
 const SECONDS: f64 = 0.02;
@@ -51,24 +52,31 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(|e| e.into_inner())
 }
 
-/// A name for what was tuned here: of the adapter, its driver, the variant, and the text of the kernels.
-pub fn tuning_name(gpu: &Gpu) -> String {
+/// A name for what was tuned here: of the adapter, its driver, the bodies, and the text of the kernels.
+///
+/// # Errors
+/// Those of [`bodies`](crate::bodies).
+pub fn tuning_name(gpu: &Gpu) -> Result<String> {
     let caps = gpu.caps();
     let mut hash = Sha256::new();
     let texts = [LANE.source, TILE.source, coop::COOP.source, IO.1];
-    for part in [&caps.backend, &caps.name, &caps.driver, caps.gemm.name()].into_iter().chain(texts) {
+    for part in [&caps.backend, &caps.name, &caps.driver, chosen(gpu)?.name()].into_iter().chain(texts) {
         hash.update(part.as_bytes());
         hash.update([0]);
     }
-    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Lets the GEMMs of an adapter run the bodies that were found faster there. Names of bodies that do not exist are passed over.
-pub fn use_tuning(gpu: &Gpu, tuning: &Tuning) {
-    let all = Body::all(gpu);
+///
+/// # Errors
+/// Those of [`bodies`](crate::bodies).
+pub fn use_tuning(gpu: &Gpu, tuning: &Tuning) -> Result<()> {
+    let all = Body::all(gpu)?;
     let body = |name: &String| all.iter().find(|body| body.name == *name).cloned();
     lock(&state(gpu)).bodies =
         tuning.0.iter().filter_map(|(product, name)| Some((product.clone(), body(name)?))).collect();
+    Ok(())
 }
 
 /// Does `work`, and for every product in it that was not tuned yet finds the fastest body; from then on that one runs.
@@ -92,7 +100,7 @@ pub fn tune<E: From<strata_engine::Error>>(
 /// The body for a product.
 pub(super) fn body(gemm: &Gemm<'_>, op: &'static str, shape: &[usize]) -> Result<Body> {
     let gpu = gemm.a.gpu();
-    let usual = Body::new(gpu, gemm.b.dtype(), gemm.layout, [(gemm.m / gemm.planes) as u32, gemm.n as u32]);
+    let usual = Body::new(gpu, gemm.b.dtype(), gemm.layout, [(gemm.m / gemm.planes) as u32, gemm.n as u32])?;
     let state = state(gpu);
     {
         let state = lock(&state);
@@ -137,7 +145,7 @@ fn fastest(gemm: &Gemm<'_>, usual: &Body, op: &'static str, shape: &[usize]) -> 
     let expected = run(usual)?.to_bytes()?;
     let usual_seconds = seconds(gpu, || run(usual))?;
     let mut best = (usual.clone(), usual_seconds);
-    for body in Body::all(gpu)
+    for body in Body::all(gpu)?
         .into_iter()
         .filter(|body| body.name != usual.name && body.shader.name == usual.shader.name)
         .filter(|body| body.keeps_planes_apart(gemm))
