@@ -74,7 +74,7 @@ impl DatasetConfig {
             t,
             "folder",
             path(folder),
-            "pictures: png, jpg, jpeg, webp or bmp, each with a caption beside it",
+            "pictures (png, jpg, webp, bmp, gif, tiff, …), each with a caption beside it",
         );
         line(t, "resolution", size(*resolution), "pixels: a side, or [width, height]; multiples of 8");
         line(
