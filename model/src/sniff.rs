@@ -54,8 +54,7 @@ pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
             "a LoRA; give the model that it was made for here, and the LoRA where LoRAs are asked for",
         ),
         (
-            ["emb_params", "string_to_param", "clip_l", "clip_g"]
-                .contains(&file.tensors().keys().next().map_or("", |n| n)),
+            ["emb_params", "clip_l", "clip_g"].iter().any(|name| file.tensors().contains_key(*name)),
             "an embedding (textual inversion), which is not supported",
         ),
         (starts("control_model.") || starts("controlnet_"), "a ControlNet, which is not supported"),

@@ -307,7 +307,8 @@ fn a_feature_that_leaks_is_stopped() {
         let mut config = config(folder.path(), order, &format!("watched-{order}"), "");
         config.train.probe_every = 1;
         config.train.stop_leak = 1e-6;
-        config.tensorboard = Some(folder.path().join("curves"));
+        let curves = folder.path().join(format!("curves-{order}"));
+        config.tensorboard = Some(curves.clone());
         let summary = train(&config, None);
         for (feature, name) in summary.features.iter().zip([A, B]) {
             let probe = feature.probe.as_ref().unwrap();
@@ -320,7 +321,7 @@ fn a_feature_that_leaks_is_stopped() {
         assert_eq!((log.lines().count(), log.matches("\"leak\"").count()), (4, 2), "{log}");
 
         // records of length, checksum, event, checksum
-        let events = fs::read(folder.path().join("curves").join("events.out.tfevents.strata")).unwrap();
+        let events = fs::read(curves.join("events.out.tfevents.strata")).unwrap();
         let (mut rest, mut found) = (&events[..], Vec::new());
         while !rest.is_empty() {
             let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;

@@ -146,14 +146,28 @@ fn the_log_is_one_json_object_a_line() {
         seconds: 0.5,
         samples_per_second: 2.0,
     };
-    for _ in 0..2 {
-        let mut log = StepLog::create(&path).unwrap();
-        log.write(&record).unwrap();
-        log.write(&record).unwrap();
+    let mut log = StepLog::append(&path).unwrap();
+    log.write(&record).unwrap();
+    log.write(&record).unwrap();
+    let first = fs::read_to_string(&path).unwrap();
+    let lines = |text: &str| -> Vec<serde_json::Value> {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    assert_eq!(lines(&first).len(), 2);
+    assert!(lines(&first)[0]["loss"].is_null() && lines(&first)[0]["grad_norm"] == 1.5);
+
+    // what earlier runs wrote stays, also where the last was killed within a line
+    for run in 2..4 {
+        StepLog::append(&path).unwrap().write(&record).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(&first));
+        let lines = lines(&text);
+        assert_eq!(lines.len(), 2 * run as usize);
+        assert_eq!(lines[lines.len() - 2], serde_json::json!({ "run": run }));
+        assert_eq!(lines[lines.len() - 1]["step"], 0);
     }
     let text = fs::read_to_string(&path).unwrap();
-    let lines: Vec<serde_json::Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.len(), 2);
-    assert!(lines[0]["loss"].is_null() && lines[0]["grad_norm"] == 1.5);
+    fs::write(&path, format!("{text}{{\"step\":7,")).unwrap();
+    StepLog::append(&path).unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{text}{{\"step\":7,\n{{\"run\":4}}\n"));
 }

@@ -8,6 +8,8 @@ use strata_model::{Checkpoint, write_atomic};
 use strata_trainer::lint::{Feature, Text, lint};
 use strata_trainer::{Config, Dataset as Pictures};
 
+use super::note;
+
 /// Look after pictures and captions
 #[derive(clap::Args)]
 pub struct Dataset {
@@ -65,6 +67,7 @@ impl Check {
         let text = Text::open(&Checkpoint::open(&config.model)?)?;
         let datasets =
             config.feature.iter().map(|f| Pictures::open(&f.dataset)).collect::<Result<Vec<_>, _>>()?;
+        datasets.iter().for_each(|dataset| note(&dataset.summary()));
         let pairs = config.feature.iter().zip(&datasets);
         let features: Vec<Feature<'_>> = pairs
             .map(|(feature, dataset)| Feature {

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
-use strata_trainer::{Dataset, DatasetConfig, Resolution, mirror};
+use image::codecs::gif::GifEncoder;
+use image::{Frame, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use strata_trainer::{Dataset, DatasetConfig, Resolution, Why, mirror};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{put, refused};
@@ -27,16 +28,26 @@ fn picture(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, _| Rgb(color(x)))
 }
 
+const FORMATS: [(&str, ImageFormat); 12] = [
+    ("b.png", ImageFormat::Png),
+    ("a.bmp", ImageFormat::Bmp),
+    ("c.JPG", ImageFormat::Jpeg),
+    ("d.webp", ImageFormat::WebP),
+    ("e.jfif", ImageFormat::Jpeg),
+    ("f.jpe", ImageFormat::Jpeg),
+    ("g.tga", ImageFormat::Tga),
+    ("h.ppm", ImageFormat::Pnm),
+    ("i.pnm", ImageFormat::Pnm),
+    ("j.qoi", ImageFormat::Qoi),
+    ("k.tif", ImageFormat::Tiff),
+    ("l.gif", ImageFormat::Gif),
+];
+
 fn folder() -> TempDir {
     let folder = tempdir().unwrap();
-    for (name, format) in [
-        ("b.png", ImageFormat::Png),
-        ("a.bmp", ImageFormat::Bmp),
-        ("c.JPG", ImageFormat::Jpeg),
-        ("d.webp", ImageFormat::WebP),
-    ] {
+    for (name, format) in FORMATS {
         picture(32, 16).save_with_format(folder.path().join(name), format).unwrap();
-        put(folder.path(), &format!("{}.txt", &name[..1]), format!("  a picture of {name} \nsecond line\n"));
+        put(folder.path(), &format!("{}.txt", &name[..1]), format!("  a picture of {name} \r\n \r\n"));
     }
     put(folder.path(), ".hidden.png", "");
     put(folder.path(), "notes.md", "");
@@ -49,13 +60,13 @@ fn pictures_are_listed_by_name_with_their_captions() {
     let folder = folder();
     let dataset = Dataset::open(&config(folder.path())).unwrap();
     let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
-    assert_eq!(
-        captions,
-        ["a picture of a.bmp", "a picture of b.png", "a picture of c.JPG", "a picture of d.webp"]
-    );
-    assert_eq!(dataset.len(), 4);
-    refused(dataset.load_rgb(4), &["picture 4 of 4"]);
-    for i in 0..4 {
+    let mut names = FORMATS.map(|(name, _)| format!("a picture of {name}"));
+    names.sort();
+    assert_eq!(captions, names);
+    assert_eq!(dataset.len(), FORMATS.len());
+    dataset.check().unwrap();
+    refused(dataset.load_rgb(12), &["picture 12 of 12"]);
+    for i in 0..dataset.len() {
         let rgb = dataset.load_rgb(i).unwrap();
         assert_eq!(rgb.len(), 8 * 16 * 3);
         assert!(rgb.iter().all(|v| (-1.0..=1.0).contains(v)));
@@ -117,38 +128,161 @@ fn folders_that_cannot_be_learned_from_are_refused() {
     refused(open(), &["missing caption", "a.png", "a.txt"]);
     put(path, "a.txt", " \nsecond line");
     refused(open(), &["a.txt", "empty"]);
-    put(path, "a.txt", [b'c', 0xff, b'x']);
-    refused(open(), &["a.txt", "byte 1", "UTF-8"]);
     put(path, "a.txt", "a cat");
     assert_eq!(open().unwrap().len(), 1);
-    put(path, "b.gif", "");
-    refused(open(), &["b.gif", "convert"]);
-    fs::remove_file(path.join("b.gif")).unwrap();
+    put(path, "b.avif", "");
+    refused(open(), &["b.avif", "convert"]);
+    fs::remove_file(path.join("b.avif")).unwrap();
     let odd = DatasetConfig { resolution: Resolution { width: 10, height: 8 }, ..config(path) };
     refused(Dataset::open(&odd), &["dataset.resolution", "10"]);
+}
+
+#[test]
+fn what_is_not_learned_from_is_named() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    for name in ["a.png", "same.png", "same.jpg"] {
+        picture(16, 8).save(path.join(name)).unwrap();
+    }
+    put(path, "a.txt", "tag1,\r\ntag2,\r\ntag3, tag4");
+    put(path, "same.txt", "x\n\n");
+    let clean = Dataset::open(&config(path)).unwrap();
+    let here = path.display();
+    assert_eq!(clean.pictures()[0].caption, "tag1,");
+    assert_eq!(
+        clean.summary(),
+        format!(
+            "3 pictures with 2 captions, since same.jpg, same.png share theirs, from {here}; not used: all but the first \
+             line of 1 caption (a.txt)"
+        )
+    );
+    fs::remove_file(path.join("same.jpg")).unwrap();
+    put(path, "a.txt", "tag1");
+    assert_eq!(
+        Dataset::open(&config(path)).unwrap().summary(),
+        format!("2 pictures with captions from {here}")
+    );
+
+    fs::create_dir(path.join("sub.png")).unwrap();
+    for name in ["a.npz", "notes.md", "z.json", "lone.txt", ".hidden"] {
+        put(path, name, "");
+    }
+    let mut expected = vec![
+        ("a.npz", Why::NoPicture),
+        ("lone.txt", Why::LoneCaption),
+        ("notes.md", Why::NoPicture),
+        ("sub.png", Why::Folder),
+        ("z.json", Why::NoPicture),
+    ];
+    let mut text = "1 folder (sub.png), ".to_owned();
+    if cfg!(unix) {
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("/no/such/picture.png", path.join("link.png")).unwrap();
+        expected.insert(1, ("link.png", Why::BrokenLink));
+        text += "1 broken link (link.png), ";
+    }
+    let dataset = Dataset::open(&config(path)).unwrap();
+    let found: Vec<(&str, Why)> = dataset
+        .left_out()
+        .iter()
+        .map(|left| (left.path.file_name().unwrap().to_str().unwrap(), left.why))
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(
+        dataset.summary(),
+        format!(
+            "2 pictures with captions from {here}; not used: {text}3 files (a.npz, notes.md, z.json), 1 caption without a \
+             picture (lone.txt)"
+        )
+    );
+}
+
+#[test]
+fn folders_with_pictures_only_in_folders_are_named() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    fs::create_dir(path.join("10_cat dog")).unwrap();
+    fs::create_dir(path.join("5_hat")).unwrap();
+    refused(Dataset::open(&config(path)), &["no pictures", "kohya", "10_cat dog, 5_hat", "[[feature]]"]);
+    fs::create_dir(path.join("more_hats")).unwrap();
+    let message = refused(Dataset::open(&config(path)), &["no pictures", "10_cat dog, 5_hat, more_hats"]);
+    assert!(!message.contains("kohya"), "{message}");
+}
+
+#[test]
+fn captions_are_read_or_refused_by_their_encoding() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    picture(16, 8).save(path.join("a.png")).unwrap();
+    let open = |bytes: &[u8]| {
+        put(path, "a.txt", bytes);
+        Dataset::open(&config(path)).map(|dataset| dataset.pictures()[0].caption.clone())
+    };
+    let text = "a café, 猫\nmore";
+    let little = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let big = |text: &str| text.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
+    let marked = format!("\u{feff}{text}");
+    for bytes in [text.as_bytes(), marked.as_bytes(), &little(&marked), &big(&marked)] {
+        assert_eq!(open(bytes).unwrap(), "a café, 猫");
+    }
+    assert_eq!(open(b"a cat\r\n").unwrap(), "a cat");
+    refused(open(&little("a cat")), &["a.txt: line 1", "UTF-16 LE without", "save it as UTF-8"]);
+    refused(open(&big("a cat")), &["UTF-16 BE without"]);
+    refused(open(&little(&marked)[..9]), &["a.txt: is damaged UTF-16 LE"]);
+    refused(
+        open(b"a cat,\nno caf\xe9"),
+        &["a.txt: line 2: byte 13 (0xe9)", "'é' in Latin-1", "save it as UTF-8"],
+    );
+    refused(open(b"\xef\xbb\xbfcaf\xe9"), &["line 1: byte 6 (0xe9)"]);
+    let message = refused(open(b"c\x80x"), &["line 1: byte 1 (0x80) is not UTF-8;"]);
+    assert!(!message.contains("Latin"), "{message}");
+}
+
+#[test]
+fn animations_are_refused() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    let frames =
+        [Rgba([255, 0, 0, 255]), Rgba([0, 0, 255, 255])].map(|c| Frame::new(RgbaImage::from_pixel(8, 8, c)));
+    let gif = fs::File::create(path.join("a.gif")).unwrap();
+    GifEncoder::new(gif).encode_frames(frames).unwrap();
+    put(path, "b.png", include_bytes!("animated.png"));
+    put(path, "c.webp", include_bytes!("animated.webp"));
+    for name in ["a.txt", "b.txt", "c.txt"] {
+        put(path, name, "x");
+    }
+    let dataset = Dataset::open(&config(path)).unwrap();
+    for (i, name) in ["a.gif", "b.png", "c.webp"].iter().enumerate() {
+        refused(dataset.load_rgb(i), &[name, "animation", "frames"]);
+    }
 }
 
 #[test]
 fn damaged_pictures_are_named() {
     let folder = tempdir().unwrap();
     let path = folder.path();
-    for (name, format) in [
-        ("a.png", ImageFormat::Png),
-        ("b.jpg", ImageFormat::Jpeg),
-        ("c.webp", ImageFormat::WebP),
-        ("d.bmp", ImageFormat::Bmp),
-    ] {
+    for (name, format) in FORMATS {
         picture(40, 40).save_with_format(path.join(name), format).unwrap();
         let whole = fs::read(path.join(name)).unwrap();
         put(path, name, &whole[..whole.len() * 2 / 3]);
         put(path, &format!("{}.txt", &name[..1]), "x");
     }
-    put(path, "e.png", "not a picture");
-    put(path, "e.txt", "x");
-    put(path, "f.png", "");
-    put(path, "f.txt", "x");
-    let dataset = Dataset::open(&config(path)).unwrap();
-    for (i, name) in ["a.png", "b.jpg", "c.webp", "d.bmp", "e.png", "f.png"].iter().enumerate() {
-        refused(dataset.load_rgb(i), &[name, "not a readable picture"]);
+    put(path, "y.png", "not a picture");
+    put(path, "z.png", "");
+    picture(16, 8).save(path.join("x.png")).unwrap();
+    for name in ["x.txt", "y.txt", "z.txt"] {
+        put(path, name, "x");
     }
+    let dataset = Dataset::open(&config(path)).unwrap();
+    let mut message = refused(dataset.check(), &["14 pictures cannot be read:\n", "a.bmp", "z.png"]);
+    for (i, picture) in dataset.pictures().iter().enumerate().filter(|(_, p)| !p.path.ends_with("x.png")) {
+        let name = picture.path.file_name().unwrap().to_str().unwrap();
+        let one = refused(dataset.load_rgb(i), &[name, "not a readable picture"]);
+        assert!(message.contains(&one), "all are listed together: {message}");
+        fs::remove_file(&picture.path).unwrap();
+    }
+    put(path, "w.png", "");
+    put(path, "w.txt", "x");
+    message = refused(Dataset::open(&config(path)).unwrap().check(), &["w.png: not a readable picture"]);
+    assert!(!message.contains("pictures cannot"), "{message}");
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use strata_model::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 use tempfile::tempdir;
 
-use crate::support::{MODELS, copy_folder, golden, golden_json, put, refused};
+use crate::support::{Entry, MODELS, copy_folder, f32s, golden, golden_json, put, refused, safetensors};
 
 #[test]
 fn real_configurations_are_understood() {
@@ -99,6 +99,83 @@ fn files_that_are_no_configuration_are_refused() {
     for text in ["", "[]", "{", "version https://git-lfs.github.com"] {
         refused(UnetConfig::open(&put(folder.path(), "config.json", text)), &["config.json", "JSON"]);
     }
+    refused(
+        UnetConfig::open(&put(folder.path(), "config.json", LFS_POINTER)),
+        &["git-LFS pointer", "git lfs pull"],
+    );
+    refused(
+        UnetConfig::open(&put(folder.path(), "config.json", b"\xff\xfe{\0}\0")),
+        &["not a JSON object", "utf-8"],
+    );
+}
+
+/// What stands for a file in a repository that was cloned without git-LFS.
+const LFS_POINTER: &[u8] = include_bytes!("lfs-pointer.safetensors");
+
+#[test]
+fn numbers_as_python_writes_them_are_read_where_they_change_nothing() {
+    let folder = tempdir().unwrap();
+    let open = |text: &str| SchedulerConfig::open(&put(folder.path(), "scheduler_config.json", text));
+    let case = include_str!("scheduler_config-minus-infinity.json");
+    let read = open(case).unwrap();
+    assert_eq!((read.beta_end, read.steps_offset), (0.012, 1));
+    assert_eq!(open(&format!("\u{feff}{case}")).unwrap(), read, "with a byte order mark");
+    open(&case.replace("-Infinity", "NaN")).unwrap();
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        refused(open(&case.replace("0.012", number)), &["`beta_end`", number]);
+    }
+    // within strings they are text, also behind an escaped quote
+    let text = r#"{"_a": "\"NaN", "_b": "\\", "beta_schedule": "Infinity"}"#;
+    refused(open(text), &["`beta_schedule`", "\"Infinity\""]);
+}
+
+#[test]
+fn settings_of_others_are_noted() {
+    let folder = tempdir().unwrap();
+    let unet = |extra: Value| {
+        let mut config = golden_json("sd15-tiny", "unet/config.json");
+        config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        UnetConfig::open(&put(folder.path(), "config.json", config.to_string()))
+    };
+    let plain = unet(json!({})).unwrap();
+    assert_eq!(plain.notes, [""; 0]);
+    let ema =
+        unet(json!({ "decay": 0.9999, "inv_gamma": 1.0, "optimization_step": 10, "use_ema_warmup": false }))
+            .unwrap();
+    let [note] = &ema.notes[..] else { panic!("{:?}", ema.notes) };
+    assert!(note.contains("config.json") && note.contains("EMAModel"), "{note}");
+    assert!(note.ends_with("decay, inv_gamma, optimization_step"), "{note}");
+    assert_eq!(UnetConfig { notes: Vec::new(), ..ema }, plain);
+    refused(unet(json!({ "decay": 0.9999, "surprise": 1 })), &["`surprise`"]);
+
+    let text =
+        r#"{"beta_schedule": "scaled_linear", "predictor_order": 2, "max_shift": 1.15, "tau_func": null}"#;
+    let scheduler = SchedulerConfig::open(&put(folder.path(), "scheduler_config.json", text)).unwrap();
+    let [note] = &scheduler.notes[..] else { panic!("{:?}", scheduler.notes) };
+    assert!(note.ends_with("max_shift, predictor_order"), "{note}");
+}
+
+#[test]
+fn other_models_are_named() {
+    for (channels, kind) in
+        [(9, "inpainting"), (8, "InstructPix2Pix"), (7, "upscaler"), (5, "depth"), (6, "reads something")]
+    {
+        refused(changed("unet", "in_channels", json!(channels)), &["`in_channels`", kind, "text to picture"]);
+    }
+    refused(
+        changed("unet", "addition_embed_type", json!("text_time")),
+        &["Stable Diffusion XL", "1.x and 2.x"],
+    );
+    for class in ["SD3Transformer2DModel", "UNet3DConditionModel"] {
+        refused(changed("unet", "_class_name", json!(class)), &[class, "UNet2DConditionModel"]);
+    }
+    refused(
+        changed("vae", "_class_name", json!("AutoencoderTiny")),
+        &["AutoencoderTiny", "tiny", "AutoencoderKL"],
+    );
+    refused(changed("vae", "_class_name", json!("VQModel")), &["VQModel", "codebook"]);
+    refused(changed("vae", "num_vq_embeddings", json!(256)), &["VQ model"]);
+    refused(changed("vae", "_class_name", json!("AutoencoderKLTemporalDecoder")), &["not supported"]);
 }
 
 #[test]
@@ -106,7 +183,7 @@ fn folders_that_are_no_pipeline_are_refused() {
     let folder = tempdir().unwrap();
     let root = folder.path();
     refused(ModelIndex::open(root), &["model_index.json", "diffusers"]);
-    refused(ModelIndex::open(Path::new("/no/such/folder")), &["/no/such/folder"]);
+    refused(ModelIndex::open(Path::new("/no/such/folder")), &["/no/such/folder", "no such folder"]);
     for part in ["unet", "vae", "text_encoder", "tokenizer", "scheduler"] {
         fs::create_dir(root.join(part)).unwrap();
     }
@@ -128,4 +205,37 @@ fn folders_that_are_no_pipeline_are_refused() {
     let copy = tempdir().unwrap();
     copy_folder(&golden(MODELS[1], ""), copy.path());
     ModelIndex::open(copy.path()).unwrap();
+}
+
+#[test]
+fn what_stands_in_place_of_a_pipelines_folder_is_named() {
+    let folder = tempdir().unwrap();
+    let root = folder.path();
+    let model = |name: &str| ModelIndex::open(&root.join(name));
+    refused(model("runwayml/stable-diffusion-v1-5"), &["hf download runwayml/stable-diffusion-v1-5 "]);
+    for place in ["missing", "no/such/folder"] {
+        let message = refused(model(place), &["no such folder"]);
+        assert!(!message.contains("hf download"), "{message}");
+    }
+    fs::create_dir(root.join("models")).unwrap();
+    let message = refused(model("models/sd15"), &["no such folder"]);
+    assert!(!message.contains("hf download"), "a folder that is there is no owner: {message}");
+
+    for (names, kind) in [
+        (&["cond_stage_model.a", "first_stage_model.b", "model.diffusion_model.c"][..], "full checkpoint"),
+        (&["conditioner.embedders.0.a", "model.diffusion_model.c"], "Stable Diffusion XL"),
+        (&["model.diffusion_model.joint_blocks.0.a"], "Stable Diffusion 3"),
+        (&["lora_unet_a.alpha", "lora_unet_a.lora_down.weight"], "LoRA"),
+        (&["emb_params"], "embedding"),
+        (&["encoder.conv_in.weight", "decoder.conv_in.weight"], "VAE"),
+        (&["down_blocks.0.a"], "U-Net"),
+        (&["text_model.encoder.a"], "text encoder"),
+        (&["x"], "no part of Stable Diffusion"),
+    ] {
+        let tensors: Vec<Entry<'_>> = names.iter().map(|name| f32s(name, &[1], &[1.0])).collect();
+        put(root, "single.safetensors", safetensors(&tensors));
+        refused(model("single.safetensors"), &["single file", "folder is wanted", kind]);
+    }
+    put(root, "single.ckpt", b"\x80\x02}q\0");
+    refused(model("single.ckpt"), &["pickled checkpoint", "convert"]);
 }

@@ -105,10 +105,16 @@ fn settings_that_cannot_work_are_refused() {
     refused(ddim.coefficients(0, 1.5), &["eta is 1.5"]);
     refused(ddim.step(0, 1.0, &mut [0.0], &[0.0], None), &["needs noise"]);
     refused(ddim.step(0, 0.0, &mut [0.0], &[0.0, 1.0], None), &["equally long"]);
-    let zero_snr = NoiseSchedule::new(&with("rescale_betas_zero_snr", true.into())).unwrap();
-    assert_eq!(zero_snr.alpha_cumprod(999).unwrap(), 0.0);
+    // an ε-model says nothing about pure noise, in training no more than at sampling
+    let mut zero_snr = base.clone();
+    zero_snr["rescale_betas_zero_snr"] = true.into();
     refused(
-        Ddim::new(&zero_snr, &with("timestep_spacing", "trailing".into()), 10),
-        &["pure noise", "v_prediction"],
+        NoiseSchedule::new(&config(&zero_snr)),
+        &["timestep 999", "pure noise", "epsilon", "v_prediction"],
     );
+    for prediction in ["v_prediction", "sample"] {
+        zero_snr["prediction_type"] = prediction.into();
+        let schedule = NoiseSchedule::new(&config(&zero_snr)).unwrap();
+        assert_eq!(schedule.alpha_cumprod(999).unwrap(), 0.0);
+    }
 }

@@ -1,7 +1,7 @@
 //! Safetensors files, and the tensors of a component folder.
 
 use half::{bf16, f16};
-use strata_model::{TensorFile, Weights};
+use strata_model::{LoraFile, TensorFile, Weights};
 use tempfile::tempdir;
 
 use crate::support::{Entry, f32s, put, refused, safetensors, with_header};
@@ -55,7 +55,7 @@ fn damaged_files_are_refused() {
     refused(open(&whole[..whole.len() - 1]), &["cut off"]);
     refused(open(&[&whole[..], &[0]].concat()), &["x.safetensors", "header describes"]);
     refused(open(&[&u64::MAX.to_le_bytes()[..], &whole[8..]].concat()), &["not a safetensors file"]);
-    refused(open(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), &["not a safetensors file"]);
+    refused(open(b"nothing known"), &["not a safetensors file", "no header"]);
     refused(open(&with_header("{\"a\": 1}", &[])), &["header"]);
     refused(open(&with_header("not json at all", &[])), &["header"]);
     let entry = |end: usize| format!(r#"{{"dtype":"F32","shape":[2],"data_offsets":[0,{end}]}}"#);
@@ -143,4 +143,54 @@ fn the_16_bit_variant_is_found_and_pickles_are_not_read() {
     assert!(Weights::open(path, STEM).unwrap().is_half());
     put(path, &format!("{STEM}.safetensors"), small());
     assert!(!Weights::open(path, STEM).unwrap().is_half(), "the full file comes first");
+}
+
+#[test]
+fn other_files_under_this_name_are_named() {
+    let folder = tempdir().unwrap();
+    let zip = |name: &str| [b"PK\x03\x04\0\0\0\0", name.as_bytes(), &[0; 100]].concat();
+    for (bytes, what) in [
+        (include_bytes!("lfs-pointer.safetensors").to_vec(), "a git-LFS pointer"),
+        (b"\n<!doctype HTML><html>Sign in</html>".to_vec(), "an HTML page"),
+        (b"<html lang=en>".to_vec(), "an HTML page"),
+        (b"\x80\x02}q\0X\x0a\0\0\0".to_vec(), "a pickled checkpoint"),
+        (zip("archive/data.pkl"), "a pickled checkpoint"),
+        (zip("readme.txt"), "a zip archive"),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0".to_vec(), "a gzip archive"),
+        (b"GGUF\x03\0\0\0\x10\0".to_vec(), "a GGUF file"),
+        (Vec::new(), "an empty file"),
+    ] {
+        let path = put(folder.path(), "x.safetensors", bytes);
+        refused(TensorFile::open(&path), &["x.safetensors: not a safetensors file, but", what]);
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_found_as_they_are_read() {
+    let folder = tempdir().unwrap();
+    let nans = [1.0, f32::NAN, f32::NEG_INFINITY];
+    let halves = nans.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+    let brains = nans.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    let shape: &[usize] = &[3];
+    for entry in [
+        f32s("a.weight", shape, &nans),
+        ("a.weight", "F16", shape, halves),
+        ("a.weight", "BF16", shape, brains),
+    ] {
+        put(folder.path(), &format!("{STEM}.safetensors"), safetensors(&[entry]));
+        let mut weights = Weights::open(folder.path(), STEM).unwrap();
+        refused(
+            weights.take("a.weight", shape),
+            &[STEM, "`a.weight`", "2 of its 3 values are NaN or infinite"],
+        );
+    }
+    let lora = [
+        f32s("lora_unet_a.lora_down.weight", &[1, 2], &[0.5, 0.5]),
+        f32s("lora_unet_a.lora_up.weight", &[2, 1], &[f32::NAN, 0.5]),
+    ];
+    let path = put(folder.path(), "lora.safetensors", safetensors(&lora));
+    refused(
+        LoraFile::read(&path),
+        &["lora.safetensors", "`lora_unet_a.lora_up.weight`", "1 of its 2 values"],
+    );
 }

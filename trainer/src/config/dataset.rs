@@ -20,7 +20,7 @@ section! {
     pub struct DatasetConfig {
         /// Folder of pictures. Default `pictures`.
         folder: PathBuf = "pictures".into(),
-            "pictures: png, jpg, jpeg, webp or bmp, each with a caption beside it",
+            "pictures (png, jpg, webp, bmp, gif, tiff, …), each with a caption beside it",
             check named("a folder of pictures"),
             also "train_data_dir" "image_dir" "instance_data_dir" "folder_path",
             decides false;

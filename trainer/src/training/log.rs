@@ -41,7 +41,7 @@ pub struct StepRecord {
 /// Where in a log another run begins.
 #[derive(Serialize, Deserialize)]
 struct RunRecord {
-    /// The how-manieth; the first has no such line.
+    /// Which run it is, counted from 1; the first has no such line.
     run: u64,
 }
 
