@@ -12,7 +12,7 @@ use strata_model::{
     Checkpoint, F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s,
 };
 use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
-use strata_trainer::{Config, Order, PreserveConfig, SilenceConfig};
+use strata_trainer::{Config, Interrupt, Order, PreserveConfig, SilenceConfig};
 
 use lesson::Lesson;
 
@@ -160,7 +160,7 @@ impl<'a> Bench<'a> {
                 way.preserve.then(|| feature.preserve.clone().unwrap_or(PreserveConfig::default()));
             feature.silence = way.silence.map(|rank| SilenceConfig { rank, ..SilenceConfig::default() });
         }
-        strata_trainer::run(self.gpu, &config, None)?;
+        strata_trainer::run(self.gpu, &config, None, &Interrupt::default())?;
 
         let (unet, features) = (&mut self.pipeline.unet, config.features());
         unet.detach_all();

@@ -1,20 +1,24 @@
 //! Whole steps: U-Net, VAE and CLIP of Stable Diffusion 1.5 with random weights.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
-use strata_kernels::{AdamW, adamw, grad_norm, mse};
 use strata_model::{
-    Clip, ClipConfig, Conditioning, Cx, Gates, LoraSet, Rule, Selection, Unet, UnetConfig, UnetInput, Vae,
-    VaeConfig,
+    Clip, ClipConfig, Conditioning, Cx, LoraSet, NoiseSchedule, Rule, SchedulerConfig, Selection, Unet,
+    UnetConfig, UnetInput, Vae, VaeConfig,
+};
+use strata_trainer::{
+    Config, FeatureConfig, Latents, Learner, Lesson, Posterior, Preservation, Texts, TrainConfig,
+    kaiming_uniform,
 };
 
 use crate::case::{RANK, TEXT};
 use crate::clock::Work;
-use crate::ops::tensor;
+use crate::ops::{tensor, values};
 
 const SEED: u64 = 0;
-/// Keeps f16 gradients in range.
-const LOSS_SCALE: f32 = 1024.0;
 
 /// What to run.
 #[derive(Clone, Copy)]
@@ -73,8 +77,9 @@ pub const VAE: [Step<Vae>; 2] = [
     },
 ];
 
-/// Noise prediction, and a step of a LoRA of rank 8 on all attention layers: forward, mean squared error, backward, gradient
-/// norm and AdamW; then the same with the activations of each block recomputed.
+/// Noise prediction, and a step of `strata train` of a LoRA of rank 8 on all attention layers: drawing noise, uploads, forward,
+/// loss, backward, gradient norm, AdamW, and reading loss and norm back; then the same with the activations of each block
+/// recomputed.
 pub const UNET: [Step<Unet>; 3] = [
     Step {
         name: |batch, side| format!("U-Net forward {batch}×{side}×{side}"),
@@ -132,16 +137,18 @@ impl Inputs {
     }
 }
 
-/// A LoRA on a U-Net, and all that its step needs.
+/// A LoRA on a U-Net, and all that a step of `strata train` needs, on latents and texts in memory.
 struct Training {
-    inputs: Inputs,
-    set: LoraSet,
-    target: Tensor,
-    weights: Tensor,
-    loss_grad: Tensor,
-    grads: Tensor,
-    moments: [Tensor; 2],
+    config: Config,
+    feature: FeatureConfig,
+    latents: Latents,
+    texts: Texts,
+    schedule: NoiseSchedule,
+    learner: RefCell<Learner>,
+    taken: Cell<u64>,
 }
+
+const CAPTION: &str = "a caption";
 
 impl Training {
     fn work<'a>(unet: &'a mut Unet, setting: Setting<'a>, recompute: bool) -> Result<Work<'a>> {
@@ -152,46 +159,44 @@ impl Training {
     }
 
     fn new(unet: &mut Unet, setting: Setting<'_>) -> Result<Training> {
-        let Setting { gpu, dtype, batch, .. } = setting;
+        let Setting { gpu, dtype, latent, batch } = setting;
+        let train = TrainConfig { batch_size: batch as u32, dtype, ..TrainConfig::default() };
         let rule = Rule { select: "attn".into(), rank: RANK, alpha: RANK as f32, lr: None };
         let matches = Selection::new(&[rule])?.resolve(unet.layers())?;
-        let set = LoraSet::init(gpu, dtype, &matches, |_, fan_in, down| {
-            let value = |i: usize| ((i * 37 % 101) as f32 / 50.0 - 1.0) / (fan_in as f32).sqrt();
-            down.iter_mut().enumerate().for_each(|(i, v)| *v = value(i));
+        let set = LoraSet::init(gpu, dtype, &matches, |path, fan_in, down| {
+            kaiming_uniform(SEED, path, fan_in, down);
         })?;
-        unet.attach(&set)?;
-        let zeros = || Tensor::zeros(gpu, set.params().shape(), DType::F32);
+        let learner = Learner::new(&set, unet.attach(&set)?, dtype, &train)?;
+        let shape = [latent, latent, 4];
+        let count = shape.iter().product();
+        let posterior = |i: usize| Posterior::new(values(count + i).split_off(i), &vec![-10.0; count]);
+        let [tokens, channels] = TEXT;
+        let states = BTreeMap::from([(CAPTION.to_owned(), values(tokens * channels))]);
         Ok(Training {
-            inputs: Inputs::new(setting)?,
-            target: setting.latents(DType::F32)?,
-            weights: Tensor::from_f32(gpu, &vec![1.0; batch], &[batch], DType::F32)?,
-            loss_grad: Tensor::from_f32(gpu, &[LOSS_SCALE], &[1], DType::F32)?,
-            grads: zeros()?,
-            moments: [zeros()?, zeros()?],
-            set,
+            config: Config { train, ..Config::default() },
+            feature: FeatureConfig::default(),
+            latents: Latents::new((0..batch).map(posterior).collect(), shape, 0.18215),
+            texts: Texts::new(states, vec![0.0; tokens * channels], TEXT),
+            schedule: NoiseSchedule::new(&SchedulerConfig::sd15())?,
+            learner: RefCell::new(learner),
+            taken: Cell::new(0),
         })
     }
 
     fn step(&self, unet: &Unet) -> Result<()> {
-        self.grads.fill_zero();
-        let tape = strata_kernels::tape();
-        self.set.track(&tape, &self.grads)?;
-        let gates = Gates::scalars(&[1.0]);
-        let predicted = self.inputs.predict(unet, &Cx { gates: &gates, ..Cx::new(&tape) })?;
-        let loss = mse(&tape, &predicted, &self.target, &self.weights)?;
-        tape.backward(&loss, self.loss_grad.clone())?;
-        let norm = grad_norm(&self.grads)?;
-        let args = AdamW {
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            step: 1,
-            grad_scale: 1.0 / LOSS_SCALE,
-            max_norm: 1.0,
+        let lesson = Lesson {
+            config: &self.config,
+            feature: &self.feature,
+            seed: SEED,
+            captions: vec![CAPTION; self.latents.len()],
+            latents: &self.latents,
+            texts: &self.texts,
+            preservation: &Preservation::default(),
+            schedule: &self.schedule,
+            gates: BTreeMap::from([(CAPTION.to_owned(), vec![1.0])]),
         };
-        let [exp_avg, exp_avg_sq] = &self.moments;
-        Ok(adamw(self.set.params(), exp_avg, exp_avg_sq, &self.grads, &norm, self.set.shadow(), &args)?)
+        lesson.step(unet, &mut self.learner.borrow_mut(), None, self.taken.get())?;
+        self.taken.set(self.taken.get() + 1);
+        Ok(())
     }
 }

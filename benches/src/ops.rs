@@ -94,7 +94,10 @@ fn prepare<const N: usize>(
 
 /// Values that are neither equal nor large.
 pub fn tensor(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 291.0).collect();
-    Ok(Tensor::from_f32(gpu, &values, shape, dtype)?)
+    Ok(Tensor::from_f32(gpu, &values(shape.iter().product()), shape, dtype)?)
+}
+
+/// The same on the host.
+pub fn values(count: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 291.0).collect()
 }

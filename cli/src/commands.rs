@@ -17,7 +17,6 @@ use std::io::{self, Write};
 
 use anyhow::{Result, ensure};
 use strata_engine::{DType, Gpu, GpuOptions};
-use strata_trainer::Precision;
 
 /// Which GPU adapter to use.
 #[derive(clap::Args)]
@@ -58,11 +57,11 @@ impl Dtype {
     }
 }
 
-impl From<Dtype> for Precision {
-    fn from(dtype: Dtype) -> Precision {
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> DType {
         match dtype {
-            Dtype::F32 => Precision::F32,
-            Dtype::F16 => Precision::F16,
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
         }
     }
 }

@@ -21,6 +21,6 @@ pub use dataset::{DatasetConfig, Resolution};
 pub use feature::FeatureConfig;
 pub use lora::LoraRule;
 pub use preserve::{PreserveConfig, PreservePrompt};
-pub use run::{Config, Order, Precision};
+pub use run::{Config, Order};
 pub use silence::{Bank, SilenceConfig};
 pub use train::TrainConfig;

@@ -113,8 +113,11 @@ impl Probe {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            let tags =
-                lora.tags.iter().map(|tag| Tag::new(pipeline.text.tokenizer(), tag)).collect::<Result<_, _>>();
+            let tags = lora
+                .tags
+                .iter()
+                .map(|tag| Tag::new(pipeline.text.tokenizer(), tag))
+                .collect::<Result<_, _>>();
             let (tags, name) = (tags.with_context(context)?, name.clone());
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }

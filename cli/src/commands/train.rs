@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use strata_engine::{DType, Gpu};
-use strata_trainer::{Config, Memory, Outcome, Precision, ProbeRecord, Summary, measure, run};
+use strata_trainer::{Config, Interrupt, Memory, Outcome, ProbeRecord, Summary, measure, run};
 
 use super::{Dtype, GpuArgs, note, thousands};
 
@@ -93,7 +93,7 @@ impl Train {
             config.feature.iter_mut().for_each(|feature| feature.steps = Some(steps));
         }
         config.seed = self.seed.unwrap_or(config.seed);
-        config.train.dtype = self.dtype.map_or(config.train.dtype, Precision::from);
+        config.train.dtype = self.dtype.map_or(config.train.dtype, DType::from);
         let gpu = open()?;
         if self.dry_run {
             let memory = measure(&gpu, &config, self.only.as_deref())?;
@@ -102,9 +102,9 @@ impl Train {
                 false => print(&memory, out),
             };
         }
-        let summary = run(&gpu, &config, self.only.as_deref())?;
+        let summary = run(&gpu, &config, self.only.as_deref(), &Interrupt::default())?;
         let Summary { features, combined, log, seconds, dtype } = summary;
-        if dtype == DType::F32 && config.train.dtype == Precision::F16 {
+        if dtype == DType::F32 && config.train.dtype == DType::F16 {
             let name = &gpu.caps().name;
             note(&format!("GPU adapter {name} has no f16 in shaders; trained in f32"));
         }

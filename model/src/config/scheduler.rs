@@ -75,6 +75,25 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// That of Stable Diffusion 1.5.
+    pub fn sd15() -> Self {
+        Self {
+            num_train_timesteps: 1000,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            trained_betas: None,
+            prediction_type: PredictionType::Epsilon,
+            rescale_betas_zero_snr: false,
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            timestep_spacing: Spacing::Leading,
+            clip_sample: false,
+            thresholding: false,
+            notes: Vec::new(),
+        }
+    }
+
     /// Reads scheduler_config.json. Missing keys get the defaults of diffusers' `DDIMScheduler.from_config`, but
     /// for one: a file of a sampler that does not know `clip_sample` does not mean DDIM's default of clipping.
     ///

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use strata_trainer::{AdamW, Config, LoraRule, Optimizer, Precision, Resolution, Schedule};
+use strata_trainer::{AdamW, Config, LoraRule, Optimizer, Resolution, Schedule};
 use tempfile::tempdir;
 
 use crate::support::{put, refused};
@@ -31,7 +31,7 @@ fn the_printed_default_is_the_default() {
 fn any_config_prints_and_parses_back() {
     let mut config = Config { model: "with \"quotes\" and ä".into(), ..Config::default() };
     config.seed = i64::MAX as u64;
-    config.save_dtype = Precision::F32;
+    config.save_dtype = DType::F32;
     config.log = Some("log.jsonl".into());
     config.dataset.resolution = Resolution { width: 512, height: 768 };
     config.dataset.flip = true;

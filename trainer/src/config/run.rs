@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use strata_engine::DType;
+
 use super::check::{Problem, file_name, if_set, lora_file, named, within};
 use super::section::section;
 use super::value::choice;
@@ -21,7 +23,7 @@ section! {
         output: PathBuf = "lora.safetensors".into(), "the LoRA to write",
             check lora_file, also "output_dir" "output_name", decides false;
         /// Number format of the LoRA's tensors on disk. Default `f16`.
-        save_dtype: Precision = Precision::F16, "number format of that file: \"f16\" or \"f32\"",
+        save_dtype: DType = DType::F16, "number format of that file: \"f16\" or \"f32\"",
             also "save_precision";
         /// JSON-lines log of the steps. Default: `output` with the extension `.jsonl`.
         log: Option<PathBuf> = None, example |c: &Config| c.log_path(),
@@ -46,16 +48,6 @@ section! {
         train: TrainConfig => table;
     }
     together Config::check_together;
-}
-
-choice! {
-    /// A number format.
-    pub enum Precision {
-        /// 32 bits.
-        F32 = "f32",
-        /// 16 bits.
-        F16 = "f16",
-    }
 }
 
 choice! {

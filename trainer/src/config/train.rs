@@ -1,6 +1,7 @@
 //! How to learn: `[train]`.
 
-use super::Precision;
+use strata_engine::DType;
+
 use super::check::{Problem, not_negative, positive, require, within};
 use super::section::section;
 use crate::training::loss::LossConfig;
@@ -38,7 +39,7 @@ section! {
         /// What turns gradients into updates. Default: AdamW.
         optimizer: Optimizer => flat;
         /// Number format of weights and activations; sums, and the LoRA itself, are always f32. Default `f16`.
-        dtype: Precision = Precision::F16, "of weights and activations: \"f16\" or \"f32\"",
+        dtype: DType = DType::F16, "of weights and activations: \"f16\" or \"f32\"",
             also "mixed_precision" "train_dtype";
         /// Keep only what goes into each residual block of the U-Net for the way back, and run it again there: less
         /// memory, more time, the same result. Default `false`.

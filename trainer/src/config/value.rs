@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use strata_engine::DType;
 use toml::de::{DeInteger, DeValue};
 
 /// A value of a config file.
@@ -36,6 +37,19 @@ macro_rules! whole_numbers {
     )*};
 }
 whole_numbers!(u32, u64, usize);
+
+/// A type to store floats in.
+impl Value for DType {
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let types = [Self::F32, Self::F16];
+        let wanted = types.into_iter().find(|dtype| value.as_str() == Some(dtype.wgsl()));
+        wanted.ok_or_else(|| must_be_one_of(&types.map(Self::wgsl), value))
+    }
+
+    fn print(&self) -> Option<String> {
+        Some(format!("{:?}", self.wgsl()))
+    }
+}
 
 impl Value for f64 {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {

@@ -110,24 +110,10 @@ impl LossConfig {
 mod tests {
     use super::*;
     use strata_model::SchedulerConfig;
-    use strata_model::config::{BetaSchedule, Spacing};
 
     /// Stable Diffusion's schedule, whose SNR at timestep 100 is 8.45389 and at 500 is 0.38185.
     fn schedule(prediction_type: PredictionType) -> NoiseSchedule {
-        let config = SchedulerConfig {
-            num_train_timesteps: 1000,
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: BetaSchedule::ScaledLinear,
-            trained_betas: None,
-            prediction_type,
-            rescale_betas_zero_snr: false,
-            steps_offset: 1,
-            set_alpha_to_one: false,
-            timestep_spacing: Spacing::Leading,
-            clip_sample: false,
-            thresholding: false,
-        };
+        let config = SchedulerConfig { prediction_type, ..SchedulerConfig::sd15() };
         NoiseSchedule::new(&config).unwrap()
     }
 

@@ -94,7 +94,10 @@ fn blank(run: &Run<'_>) -> Result<Materials> {
         encode_picture(run.gpu, &vae, &zeros, height, width)?;
         let (posterior, shape) = encode_picture(run.gpu, &vae, &zeros, height, width)?;
         wanted.extend(plan.texts());
-        features.insert(i, Material { latents: Latents::new(vec![posterior], shape, 1.0), basis: None, script: None });
+        features.insert(
+            i,
+            Material { latents: Latents::new(vec![posterior], shape, 1.0), basis: None, script: None },
+        );
     }
     // silence reads several at once while the VAE is still there
     let silent = run.plans.iter().any(|plan| plan.due && plan.feature.silence.is_some());

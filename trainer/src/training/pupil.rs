@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use strata_engine::DType;
 use strata_model::{LoraSet, Unet};
 
 use crate::features::silence::Silence;
+use crate::training::learner::Learner;
 use crate::training::log::Logs;
 use crate::training::metadata::metadata;
 use crate::training::plan::Plan;
 use crate::training::run::Run;
-use crate::training::learner::Learner;
 use crate::training::step::Lesson;
 use crate::training::watch::{ProbeRecord, Watch};
 use crate::{Error, Result, StepRecord};
@@ -174,7 +173,8 @@ impl<'a> Pupil<'a> {
     /// Writes what was learned so far, where training ends before its time: beside the file that was asked for, or where
     /// that cannot be, in the folder for temporary files. Nothing if nothing was learned.
     pub fn rescue(&self) -> Option<PathBuf> {
-        if self.outcome.skipped == self.taken || self.outcome.files.last().is_some_and(|f| f == self.plan.feature.file())
+        if self.outcome.skipped == self.taken
+            || self.outcome.files.last().is_some_and(|f| f == self.plan.feature.file())
         {
             return None;
         }
@@ -193,11 +193,7 @@ impl<'a> Pupil<'a> {
         if done && !feature.name.is_empty() {
             strings.insert("strata_run".into(), self.plan.fingerprint.clone());
         }
-        let dtype = match config.save_dtype {
-            crate::Precision::F32 => DType::F32,
-            crate::Precision::F16 => DType::F16,
-        };
-        Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
+        Ok(self.lora.to_weights(config.save_dtype, strings)?.write(path)?)
     }
 
     /// `NAME-000100.safetensors` beside `NAME.safetensors`, after 100 steps.

@@ -22,7 +22,7 @@ use crate::training::pupil::{Outcome, Pupil};
 use crate::training::step::Lesson;
 use crate::training::tensorboard::TensorBoard;
 use crate::training::watch::{Watch, script};
-use crate::{Config, Error, Precision, Result, StepLog, kaiming_uniform, noise};
+use crate::{Config, Error, Result, StepLog, kaiming_uniform, noise};
 
 /// What a run did.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,7 +97,8 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt
 
 /// Takes all steps of pupils side by side and writes their files.
 fn teach(pupils: &mut [Pupil<'_>], unet: &Unet, log: &mut Logs, interrupt: &Interrupt) -> Result<()> {
-    let taught = steps(pupils, unet, log, interrupt).and_then(|()| pupils.iter_mut().try_for_each(Pupil::finish));
+    let taught =
+        steps(pupils, unet, log, interrupt).and_then(|()| pupils.iter_mut().try_for_each(Pupil::finish));
     taught.map_err(|error| {
         let saved: Vec<PathBuf> = pupils.iter().filter_map(Pupil::rescue).collect();
         if saved.is_empty() { error } else { Error::Unfinished { cause: Box::new(error), saved } }
@@ -349,8 +350,8 @@ impl<'a> Run<'a> {
 }
 
 /// The number format a run uses: what the config asks for, but f32 on a GPU adapter that has no f16.
-fn storage_dtype(gpu: &Gpu, wanted: Precision) -> DType {
-    if wanted == Precision::F16 && gpu.caps().f16 { DType::F16 } else { DType::F32 }
+fn storage_dtype(gpu: &Gpu, wanted: DType) -> DType {
+    if wanted == DType::F16 && gpu.caps().f16 { DType::F16 } else { DType::F32 }
 }
 
 /// The model's schedule must have the timesteps that the config draws.
