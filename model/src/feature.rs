@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use crate::together::{Take, With, takes};
-use crate::{ClipTokenizer, Error, Gates, Prompt, Region, Result, RowGates, Sampling, Tag, Takes, Together};
+use crate::{
+    ClipTokenizer, Error, Gates, Prompt, Reading, Region, Result, RowGates, Sampling, Tag, Takes, Together,
+};
 
 /// When a feature is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +103,7 @@ impl Wording {
             let features = features.iter().enumerate().filter(|(_, feature)| heard(feature));
             let tags: Vec<(usize, &Tag)> =
                 features.flat_map(|(i, feature)| feature.tags.iter().map(move |tag| (i, tag))).collect();
-            texts.iter().map(|text| Prompt::read(tokenizer, text, &tags)).collect()
+            texts.iter().map(|text| Prompt::read(tokenizer, text, &tags, Reading::Weighted)).collect()
         };
         let mut wanted = read(wanted, &waits)?;
         let mut unwanted = read(unwanted, &|feature| waits(feature) && feature.uncond)?;

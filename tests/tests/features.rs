@@ -120,7 +120,8 @@ fn a_stage_without_the_one_before_is_refused() {
 
     let bare = folder.path().join(A).join("1.txt");
     fs::write(&bare, "a drawing, hair_style_ab").unwrap();
-    refuse(&config, None, &["1.png", "no tag of hair_style_a", "hair_style_ab"]);
+    fs::write(folder.path().join(A).join("0.txt"), "(hair_style_a_2)").unwrap();
+    refuse(&config, None, &["feature hair_style_a", "0.png, ", "1.png", "lack the tag `hair_style_a`"]);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraFile, LoraSet, Prompt, Region, Rows, Tag, tags_of};
+use strata_model::{
+    ClipTokenizer, Feature, GateMode, LoraFile, LoraSet, Mention, Prompt, Region, Rows, Tag, tags_of,
+};
 
 /// The argument, read.
 pub struct LoraArg {
@@ -76,8 +78,11 @@ impl LoraArg {
     pub fn state(&self, i: usize, feature: &Feature, prompt: &Prompt) -> String {
         let strength = f64::from(feature.strength(i, prompt));
         let strength = (strength * 1000.0).round() / 1000.0;
-        let mut heard: Vec<&str> =
-            prompt.mentions().iter().filter(|m| m.feature == i).map(|m| m.tag.as_str()).collect();
+        let name = |m: &Mention| match m.own_brackets {
+            true => format!("{} (its brackets are its own, not weights)", m.tag),
+            false => m.tag.clone(),
+        };
+        let mut heard: Vec<String> = prompt.mentions().iter().filter(|m| m.feature == i).map(name).collect();
         heard.dedup();
         let tags: Vec<&str> = feature.tags.iter().map(Tag::text).collect();
         let state = match feature.mode {
