@@ -103,7 +103,7 @@ impl Wording {
             let features = features.iter().enumerate().filter(|(_, feature)| heard(feature));
             let tags: Vec<(usize, &Tag)> =
                 features.flat_map(|(i, feature)| feature.tags.iter().map(move |tag| (i, tag))).collect();
-            texts.iter().map(|text| Prompt::read(tokenizer, text, Reading::Weighted, &tags)).collect()
+            texts.iter().map(|text| Prompt::read(tokenizer, text, &tags, Reading::Weighted)).collect()
         };
         let mut wanted = read(wanted, &waits)?;
         let mut unwanted = read(unwanted, &|feature| waits(feature) && feature.uncond)?;

@@ -68,7 +68,7 @@ pub use tensor_file::{F32s, TensorFile, header, write_f32s};
 pub use text::{Conditioning, TextEncoder};
 pub use together::{Takes, Together};
 pub use tokenizer::ClipTokenizer;
-pub use trigger::{Tag, find, find_ids, find_in, swap, tags_of};
+pub use trigger::{Found, Tag, find, swap, tags_of, tokens};
 pub use unet::{Unet, UnetInput, layers_of, unet_tensors};
 pub use vae::Vae;
 pub use weights::Weights;

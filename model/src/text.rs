@@ -58,7 +58,7 @@ impl TextEncoder {
     /// # Errors
     /// [`Prompt::read`]'s.
     pub fn read(&self, texts: &[&str], reading: Reading, tags: &[(usize, &Tag)]) -> Result<Vec<Prompt>> {
-        let read = |text: &&str| Prompt::read(&self.tokenizer, text, reading, tags);
+        let read = |text: &&str| Prompt::read(&self.tokenizer, text, tags, reading);
         let mut prompts = texts.iter().map(read).collect::<Result<Vec<_>>>()?;
         let chunks = prompts.iter().map(Prompt::chunks).max().unwrap_or(1);
         prompts.iter_mut().for_each(|prompt| prompt.pad(&self.tokenizer, chunks));

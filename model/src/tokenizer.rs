@@ -13,7 +13,9 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::pre_tokenizers::{
     PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence as PreTokenizers,
 };
-use tokenizers::{AddedToken, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    AddedToken, NormalizedString, Normalizer, NormalizerWrapper, SplitDelimiterBehavior, Tokenizer,
+};
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
@@ -95,15 +97,35 @@ impl ClipTokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of [`ids`](Self::ids), each with the bytes of `text` that it stands for. Several tokens may stand for
-    /// one character of many bytes.
+    /// The ids of a text, each with the bytes that it stands for. Several tokens may stand for one character of many bytes.
+    /// The parts between `cuts`, bytes of the text in order, are read one by one; without cuts these are the ids of
+    /// [`ids`](Self::ids).
     ///
     /// # Errors
     /// As [`ids`](Self::ids).
-    pub fn ids_with_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self.tokenizer.encode(text, false).map_err(|e| self.cannot_encode(text, &e))?;
-        let places = encoding.get_offsets().iter().map(|&(start, end)| start..end);
-        Ok(encoding.get_ids().iter().copied().zip(places).collect())
+    pub(crate) fn ids_with_places(&self, text: &str, cuts: &[usize]) -> Result<Vec<(u32, Range<usize>)>> {
+        let mut tokens = Vec::new();
+        let mut from = 0;
+        for to in cuts.iter().copied().chain([text.len()]) {
+            let part = &text[from..to];
+            let encoding = self.tokenizer.encode(part, false).map_err(|e| self.cannot_encode(part, &*e))?;
+            let places = encoding.get_offsets().iter().map(|&(start, end)| from + start..from + end);
+            tokens.extend(encoding.get_ids().iter().copied().zip(places));
+            from = to;
+        }
+        Ok(tokens)
+    }
+
+    /// The text as it is before it is split into words, and which of its bytes came from where.
+    ///
+    /// # Errors
+    /// As [`ids`](Self::ids).
+    pub(crate) fn fold(&self, text: &str) -> Result<NormalizedString> {
+        let mut folded = NormalizedString::from(text);
+        if let Some(normalizer) = self.tokenizer.get_normalizer() {
+            normalizer.normalize(&mut folded).map_err(|e| self.cannot_encode(text, &*e))?;
+        }
+        Ok(folded)
     }
 
     fn cannot_encode(&self, text: &str, reason: &dyn std::fmt::Display) -> Error {

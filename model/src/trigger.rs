@@ -1,10 +1,26 @@
 //! Tags: the words that switch a feature on.
 //!
-//! A tag is found by its token ids, so case and Unicode forms are folded as the text encoder folds them, and only as
-//! whole words: `hair_style_a` is neither in `hair_style_ab` nor in `xhair_style_a`.
+//! A tag is looked for in the text, not among its tokens, since the tokenizer runs signs together: `),` is one token. Both
+//! are compared as the text encoder reads them: Unicode's composed forms, lower case, white space in runs. A tag is found
+//! where it stands as a word of its own:
+//!
+//! - A letter, a digit or `_` at its edge does not go on with a letter, a digit or `_`: `hair` is not in `hairs`.
+//! - Scripts without spaces (Chinese, Japanese, Korean, Thai and their like) are words letter by letter: `帽子` is in
+//!   `赤い帽子の人` and in `2帽子`.
+//! - `_` beside it goes on with it, whatever its edge is: `hat` and `(a)` are not in `hat_(a)`.
+//! - A sign at its edge does not go on with the same sign, so that `:)` is not in `:))`, nor `c+` in `c++`. But a comma
+//!   may follow a comma, and a bracket a bracket that has its partner in the tag: `hat_(a)` is in `(hat_(a))`.
+//! - An accent belongs to its letter, and what makes one emoji of several to the emoji.
+//!
+//! [`tokens`] never lets a token reach over a tag's edge, so that a tag has the same tokens wherever it stands.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
+
+use tokenizers::{NormalizedString, normalizer};
+use unicode_script::{Script, UnicodeScript};
+use unicode_segmentation::{GraphemeCursor, UnicodeSegmentation};
 
 use crate::{ClipTokenizer, Error, Result};
 
@@ -12,27 +28,63 @@ use crate::{ClipTokenizer, Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tag {
     text: String,
+    /// As the text encoder reads it.
+    folded: String,
     ids: Vec<u32>,
+}
+
+/// A tag in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Which of the tags that were looked for.
+    pub tag: usize,
+    /// The bytes of the text that it takes.
+    pub bytes: Range<usize>,
+}
+
+impl Found {
+    /// By place, the longest first of those that begin together.
+    pub(crate) fn order(&self) -> (usize, Reverse<usize>, usize) {
+        (self.bytes.start, Reverse(self.bytes.end), self.tag)
+    }
 }
 
 impl Tag {
     /// The tag that is written like this in prompts.
     ///
     /// # Errors
-    /// The text has no token, or more than fit into one chunk of a prompt.
+    /// The text is empty, a single letter, digit or sign (but for those that are words), or no word of its own even
+    /// between spaces, or it has more tokens than fit into one chunk of a prompt.
     pub fn new(tokenizer: &ClipTokenizer, text: &str) -> Result<Self> {
-        let (text, ids) = (text.trim().to_string(), tokenizer.ids(text)?);
+        let refuse = |message: String| Err(Error::Lora(message));
+        let text = text.trim().to_string();
+        let (folded, ids) = (tokenizer.fold(&text)?.get().trim().to_string(), tokenizer.ids(&text)?);
         let most = tokenizer.max_length() - 2;
-        match ids.len() {
-            0 => Err(Error::Lora(format!("the tag {text:?} has no letter, digit or sign; name a word"))),
-            n if n > most => {
-                let start: String = text.chars().take(40).collect();
-                Err(Error::Lora(format!(
-                    "the tag \"{start}…\" has {n} tokens, but {most} is the most; shorten it"
-                )))
+        let mut chars = folded.chars();
+        match (chars.next(), chars.next()) {
+            (None, _) => {
+                return refuse(format!("the tag {text:?} has no letter, digit or sign; name a word"));
             }
-            _ => Ok(Self { text, ids }),
+            (Some(c), None) if c.is_ascii() || is_word(c) && !is_spaceless(c) => {
+                return refuse(format!(
+                    "the tag {text:?} is one letter, digit or sign, which is in nearly every text and would call the \
+                     feature there; make up a longer word"
+                ));
+            }
+            _ => (),
         }
+        if ids.len() > most {
+            let (start, n): (String, _) = (text.chars().take(40).collect(), ids.len());
+            return refuse(format!(
+                "the tag \"{start}…\" has {n} tokens, but {most} is the most; shorten it"
+            ));
+        }
+        if !stands_alone(&format!(" {folded} "), &(1..1 + folded.len())) {
+            return refuse(format!(
+                "the tag {text:?} begins or ends with a mark that joins what is beside it, even a space; leave it out"
+            ));
+        }
+        Ok(Self { text, folded, ids })
     }
 
     /// As it is written.
@@ -46,83 +98,138 @@ impl Tag {
     }
 }
 
-/// Where a tag begins in a sequence of token ids, with or without BOS and EOS. Its first token must begin a word and
-/// its last one end one. Ids do not tell `style2` from `style 2`, as each digit is a word; [`find_in`] does.
-pub fn find(tokenizer: &ClipTokenizer, ids: &[u32], tag: &Tag) -> Vec<usize> {
-    find_ids(tokenizer, ids, &tag.ids)
-}
-
-/// [`find`] for the token ids of a tag, of which there is at least one.
-pub fn find_ids(tokenizer: &ClipTokenizer, ids: &[u32], tag: &[u32]) -> Vec<usize> {
-    let mut found: Vec<usize> = Vec::new();
-    for (at, window) in ids.windows(tag.len().max(1)).enumerate() {
-        let begins_word = at == 0 || tokenizer.ends_word(ids[at - 1]);
-        let free = found.last().is_none_or(|last| last + tag.len() <= at);
-        if window == tag && begins_word && free {
-            found.push(at);
-        }
-    }
-    found
-}
-
-/// Where a tag begins among the token ids of a text ([`ClipTokenizer::ids`]). Neither side of it may go on with a
-/// letter, a digit or `_`, so that `style` is not in `style_2`.
+/// Where tags stand in a text, in order. Places of one tag do not overlap; those of several may.
 ///
 /// # Errors
 /// [`ClipTokenizer::ids`]'s.
-pub fn find_in(tokenizer: &ClipTokenizer, text: &str, tag: &Tag) -> Result<Vec<usize>> {
-    Ok(find_spans(tokenizer, text, &tokenizer.ids_with_places(text)?, tag))
-}
-
-/// A text with `with` in the place of every tag that [`find_in`] finds in it.
-///
-/// # Errors
-/// [`ClipTokenizer::ids`]'s.
-pub fn swap(tokenizer: &ClipTokenizer, text: &str, tags: &[Tag], with: &str) -> Result<String> {
-    let tokens = tokenizer.ids_with_places(text)?;
-    let bytes = |at: usize, tag: &Tag| tokens[at].1.start..tokens[at + tag.ids.len() - 1].1.end;
-    let mut found: Vec<Range<usize>> = Vec::new();
-    for tag in tags {
-        found.extend(find_spans(tokenizer, text, &tokens, tag).into_iter().map(|at| bytes(at, tag)));
-    }
-    // the longest of those that begin together, and none that begins within another
-    found.sort_by_key(|place| (place.start, std::cmp::Reverse(place.end)));
-    let (mut swapped, mut end) = (String::new(), 0);
-    for place in found {
-        if place.start >= end {
-            swapped += &text[end..place.start];
-            swapped += with;
-            end = place.end;
-        }
-    }
-    Ok(swapped + &text[end..])
-}
-
-/// [`find_in`] for tokens that are there already.
-pub(crate) fn find_spans(
+pub fn find<'a>(
     tokenizer: &ClipTokenizer,
     text: &str,
-    tokens: &[(u32, Range<usize>)],
-    tag: &Tag,
-) -> Vec<usize> {
-    let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
-    let stands_alone = |at: &usize| {
-        let (first, last) = (&tokens[*at].1, &tokens[at + tag.ids.len() - 1].1);
-        !within_word(text, first.start) && !within_word(text, last.end)
+    tags: impl IntoIterator<Item = &'a Tag>,
+) -> Result<Vec<Found>> {
+    let folded = tokenizer.fold(text)?;
+    let mut found = Vec::new();
+    for (i, tag) in tags.into_iter().enumerate() {
+        let mut from = 0;
+        while let Some(at) = folded.get()[from..].find(&tag.folded) {
+            let place = from + at..from + at + tag.folded.len();
+            from = place.start + tag.folded.chars().next().map_or(1, char::len_utf8);
+            if !stands_alone(folded.get(), &place) {
+                continue;
+            }
+            from = place.end;
+            found.push(Found { tag: i, bytes: written(&folded, place) });
+        }
+    }
+    found.sort_by_key(Found::order);
+    Ok(found)
+}
+
+/// The token ids of a text, each with the bytes that it stands for. No token reaches over the edge of a tag in `places`,
+/// which are in order as [`find`] gives them, but for edges within another tag.
+///
+/// # Errors
+/// [`ClipTokenizer::ids`]'s.
+pub fn tokens<'a>(
+    tokenizer: &ClipTokenizer,
+    text: &str,
+    places: impl IntoIterator<Item = &'a Range<usize>>,
+) -> Result<Vec<(u32, Range<usize>)>> {
+    let cuts: Vec<usize> = joined(places).iter().flat_map(|place| [place.start, place.end]).collect();
+    tokenizer.ids_with_places(text, &cuts)
+}
+
+/// A text with `with` in each of `places`, which are in order as [`find`] gives them. Those that overlap are one.
+pub fn swap<'a>(text: &str, places: impl IntoIterator<Item = &'a Range<usize>>, with: &str) -> String {
+    let (mut swapped, mut end) = (String::new(), 0);
+    for place in joined(places) {
+        swapped += &text[end..place.start];
+        swapped += with;
+        end = place.end;
+    }
+    swapped + &text[end..]
+}
+
+/// Places in order, those that overlap as one.
+pub(crate) fn joined<'a>(places: impl IntoIterator<Item = &'a Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for place in places {
+        match joined.last_mut().filter(|last| place.start < last.end) {
+            Some(last) => last.end = last.end.max(place.end),
+            None => joined.push(place.clone()),
+        }
+    }
+    joined
+}
+
+/// The bytes of a text from which a place in its folded form came.
+fn written(folded: &NormalizedString, place: Range<usize>) -> Range<usize> {
+    let text = folded.get_original();
+    let bytes = folded.convert_offsets(normalizer::Range::Normalized(place));
+    let Range { start, end } = bytes.expect("the place is within the text");
+    // of several characters that became one, only the first has a place
+    let mut last = GraphemeCursor::new(end, text.len(), true);
+    match last.is_boundary(text, 0) {
+        Ok(false) => start..last.next_boundary(text, 0).ok().flatten().unwrap_or(end),
+        _ => start..end,
+    }
+}
+
+/// Whether what stands at `place` of a folded text is a word of its own there, by the rules above.
+fn stands_alone(text: &str, place: &Range<usize>) -> bool {
+    let whole = |at| GraphemeCursor::new(at, text.len(), true).is_boundary(text, 0) == Ok(true);
+    if !whole(place.start) || !whole(place.end) {
+        return false;
+    }
+    // what a character is, its first sign says; the others are accents
+    let sign = |character: Option<&str>| character.and_then(|c| c.chars().next());
+    let tag = &text[place.clone()];
+    let mut inner = tag.graphemes(true);
+    let (first, before) = (sign(inner.next()), sign(text[..place.start].graphemes(true).next_back()));
+    let last = sign(inner.next_back()).or(first);
+    let after = sign(text[place.end..].graphemes(true).next());
+    let part = |inside: Option<char>, outside: Option<char>| {
+        inside.zip(outside).is_some_and(|(inside, outside)| goes_on(tag, inside, outside))
     };
-    find(tokenizer, &ids, tag).into_iter().filter(stands_alone).collect()
+    !part(first, before) && !part(last, after)
 }
 
-/// Whether both characters around a byte position belong to words.
-fn within_word(text: &str, at: usize) -> bool {
-    let word = |c: char| c.is_alphanumeric() || c == '_';
-    let before = text.get(..at).and_then(|text| text.chars().next_back());
-    let after = text.get(at..).and_then(|text| text.chars().next());
-    before.is_some_and(word) && after.is_some_and(word)
+/// Whether a tag that has `inside` at its edge is but a part of something where `outside` comes next.
+fn goes_on(tag: &str, inside: char, outside: char) -> bool {
+    if outside == '_' || inside == '_' && is_word(outside) {
+        return true;
+    }
+    if is_word(inside) && is_word(outside) {
+        return !is_spaceless(inside) && !is_spaceless(outside);
+    }
+    inside == outside && inside.is_ascii_punctuation() && inside != ',' && !has_partner(tag, inside)
 }
 
-/// The tags that the metadata of a LoRA file names: those of `strata_tags`, a JSON list; else the whole of
-/// `modelspec.trigger_phrase` as one tag; else none.
+/// Whether `bracket`, at the edge of a tag, is one that the tag closes or opens itself.
+fn has_partner(tag: &str, bracket: char) -> bool {
+    let pairs = ["()", "[]", "{}", "<>"];
+    let Some((open, close)) =
+        pairs.iter().find(|pair| pair.contains(bracket)).and_then(|pair| pair.split_at_checked(1))
+    else {
+        return false;
+    };
+    tag.matches(open).count() == tag.matches(close).count()
+}
+
+/// Of what words are made.
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// Whether it is of a script that puts no spaces between words. The marks that make a vowel long belong to no script.
+fn is_spaceless(c: char) -> bool {
+    use Script::{Bopomofo, Han, Hangul, Hiragana, Katakana, Khmer, Lao, Myanmar, Thai};
+    matches!(c, 'ー' | 'ｰ')
+        || matches!(c.script(), Han | Hiragana | Katakana | Hangul | Bopomofo | Thai | Lao | Khmer | Myanmar)
+}
+
+/// The tags that the metadata of a LoRA file names: those of `strata_tags`, a JSON list; else those of
+/// `modelspec.trigger_phrase`, with commas between them; else none.
 ///
 /// # Errors
 /// `strata_tags` is not a list of strings.
@@ -134,6 +241,6 @@ pub fn tags_of(metadata: &BTreeMap<String, String>) -> Result<Vec<String>> {
             ))
         });
     }
-    let phrase = metadata.get("modelspec.trigger_phrase").map(|phrase| phrase.trim());
-    Ok(phrase.filter(|phrase| !phrase.is_empty()).map(str::to_string).into_iter().collect())
+    let phrase = metadata.get("modelspec.trigger_phrase").map_or("", String::as_str);
+    Ok(phrase.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_string).collect())
 }

@@ -9,7 +9,7 @@ use strata_engine::DType;
 use strata_kernels::tuning_name;
 use strata_model::LoraWeights;
 use strata_tests::{Setup, gpu};
-use strata_trainer::{Config, Resolution, measure};
+use strata_trainer::{Config, Interrupt, Resolution, measure};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{golden, put};
@@ -218,7 +218,7 @@ fn a_dry_run_tells_the_memory_of_a_run() {
 
         gpu.reset_peak();
         let before = gpu.stats().live_bytes;
-        strata_trainer::run(&gpu, &config, None).unwrap();
+        strata_trainer::run(&gpu, &config, None, &Interrupt::default()).unwrap();
         let took = gpu.stats().peak_bytes - before;
         let what = format!("{took} bytes at {resolution}, batch {batch}; told {told:?}");
         assert!(took.abs_diff(told.peak) * 20 <= told.peak, "{what}");

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
 use strata_model::{Cx, Gates, LoraSet, LoraWeights};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
-use strata_trainer::{Config, FeatureConfig, Preservation, Summary, Tags, measure, run};
+use strata_trainer::{Config, FeatureConfig, Interrupt, Preservation, Summary, Tags, measure, run};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{checkpoint, golden, predict, put, refused, tokenizer, unet};
@@ -55,7 +55,7 @@ fn config(folder: &Path, order: &str, out: &str, extra: &str) -> Config {
 
 fn train(config: &Config, only: Option<&str>) -> Summary {
     let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
-    run(&gpu, config, only).unwrap()
+    run(&gpu, config, only, &Interrupt::default()).unwrap()
 }
 
 fn file(config: &Config, name: &str) -> PathBuf {
@@ -107,7 +107,7 @@ fn a_stage_without_the_one_before_is_refused() {
     let mut config = config(folder.path(), "staged", "alone", "");
     let refuse = |config: &Config, only, words: &[&str]| {
         let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
-        refused(run(&gpu, config, only), words)
+        refused(run(&gpu, config, only, &Interrupt::default()), words)
     };
     refuse(
         &config,
@@ -120,7 +120,8 @@ fn a_stage_without_the_one_before_is_refused() {
 
     let bare = folder.path().join(A).join("1.txt");
     fs::write(&bare, "a drawing, hair_style_ab").unwrap();
-    refuse(&config, None, &["1.png", "no tag of hair_style_a", "hair_style_ab"]);
+    fs::write(folder.path().join(A).join("0.txt"), "(hair_style_a_2)").unwrap();
+    refuse(&config, None, &["feature hair_style_a", "0.png, ", "1.png", "lack the tag `hair_style_a`"]);
 }
 
 #[test]
@@ -352,7 +353,7 @@ fn a_dry_run_tells_the_memory_of_features() {
         let told = measure(&gpu, &config, None).unwrap();
         gpu.reset_peak();
         let before = gpu.stats().live_bytes;
-        run(&gpu, &config, None).unwrap();
+        run(&gpu, &config, None, &Interrupt::default()).unwrap();
         let took = gpu.stats().peak_bytes - before;
         assert!(took.abs_diff(told.peak) * 20 <= told.peak, "{order} takes {took} bytes; told {told:?}");
         assert!(told.peak > told.preparation && !told.feature.is_empty(), "{told:?}");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use strata_engine::DType;
 use strata_trainer::{AdamW, Config, LoraRule, Optimizer, Resolution, Schedule};
 use tempfile::tempdir;
 

@@ -1,7 +1,7 @@
 //! Safetensors files, and the tensors of a component folder.
 
 use half::{bf16, f16};
-use strata_model::{LoraFile, TensorFile, Weights};
+use strata_model::{LoraWeights, TensorFile, Weights};
 use tempfile::tempdir;
 
 use crate::support::{Entry, f32s, put, refused, safetensors, with_header};
@@ -190,7 +190,7 @@ fn numbers_that_are_not_finite_are_found_as_they_are_read() {
     ];
     let path = put(folder.path(), "lora.safetensors", safetensors(&lora));
     refused(
-        LoraFile::read(&path),
+        LoraWeights::read(&path),
         &["lora.safetensors", "`lora_unet_a.lora_up.weight`", "1 of its 2 values"],
     );
 }

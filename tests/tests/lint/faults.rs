@@ -41,10 +41,10 @@ const FAULTS: &[Fault] = &[
         &["`wjkp`", "`coat`"],
     ),
     (
-        "the tag behind what is read",
+        "the tag in the second chunk",
         |set| set.hair.shots[3].caption = format!("{}zxqv", "the ".repeat(72)),
-        &[("cut-tag", "hair", &["h3.png"]), ("long-caption", "hair", &["h3.png"])],
-        &["`zxqv`", "75"],
+        &[("long-caption", "hair", &["h3.png"])],
+        &["75", "chunks"],
     ),
     (
         "a long caption",
@@ -58,7 +58,13 @@ const FAULTS: &[Fault] = &[
         &[("empty-caption", "coat", &["c3.png"])],
         &[],
     ),
-    ("an empty tag", |set| set.coat.tags.push(" ".into()), &[("empty-tag", "coat", &[])], &["` `"]),
+    (
+        "a tag of one letter",
+        |set| set.coat.tags.push("a".into()),
+        &[("unusable-tag", "coat", &[])],
+        &["\"a\"", "nearly every text"],
+    ),
+    ("an empty tag", |set| set.coat.tags.push(" ".into()), &[("empty-tag", "coat", &[])], &["no letter"]),
     (
         "no tag", // so that it is a word like any other
         |set| set.coat.tags.clear(),
@@ -246,6 +252,14 @@ const HARMLESS: &[Change] = &[
     ("nothing", |_| ()),
     ("the tag is the last that is read", |set| {
         set.hair.shots[3].caption = format!("{}zxqv", "the ".repeat(71));
+    }),
+    ("a tag that ends with a bracket", |set| {
+        set.hair.rename_tag("zxqv_(jq)");
+        set.hair.shots[0].caption = "(zxqv_(jq)), red dragon in a castle, night".into();
+    }),
+    ("a tag in running text", |set| {
+        set.hair.rename_tag("帽子冠");
+        set.hair.shots[0].caption = "赤い帽子冠の人".into();
     }),
     ("another feature's tag within a word", |set| set.hair.shots[2].caption += ", vqxwjkp"),
     ("a second tag, in a caption of its own", |set| {

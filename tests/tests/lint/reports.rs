@@ -68,6 +68,13 @@ fn text_tells_each_finding_in_short_lines() {
     let text = set.lint().to_text();
     assert_eq!(text.matches("duplicate-picture").count(), 1, "the same message, once:\n{text}");
     assert!(text.contains("      h0.png, h1.png\n      h2.png, h3.png\n"), "{text}");
+    let mut set = Set::clean();
+    set.hair.shots[3].caption += &" the".repeat(80);
+    let report = set.lint();
+    let text = report.to_text();
+    assert_eq!((report.errors().count(), report.warnings().count()), (0, 0));
+    assert!(text.contains("note long-caption: ") && text.contains("tokens in 2 chunks)"), "{text}");
+    assert_eq!(text.lines().last(), Some("0 errors, 0 warnings, 1 note"));
     let clean = Set::clean().lint().to_text();
     assert_eq!(clean.lines().last(), Some("0 errors, 0 warnings"));
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use strata_model::{ClipTokenizer, Tag, find_in, swap};
+use strata_model::{ClipTokenizer, Tag, find, swap};
 
 use crate::Result;
 
@@ -17,23 +17,23 @@ impl Tags {
     /// Tags as a config has them.
     ///
     /// # Errors
-    /// A tag has no token, or more than the text encoder reads.
+    /// [`Tag::new`]'s.
     pub fn new(tokenizer: &Arc<ClipTokenizer>, tags: &[String]) -> Result<Self> {
         let tags = tags.iter().map(|tag| Tag::new(tokenizer, tag)).collect::<Result<_, _>>()?;
         Ok(Self { tokenizer: tokenizer.clone(), tags })
     }
 
-    /// Whether a text carries one of them, as a prompt must for the feature to be on.
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Tag> {
+        self.tags.iter()
+    }
+
+    /// Whether a caption carries one of them, as a prompt must for the feature to be on.
     ///
     /// # Errors
     /// The text cannot be encoded.
     pub fn are_in(&self, text: &str) -> Result<bool> {
-        for tag in &self.tags {
-            if !find_in(&self.tokenizer, text, tag)?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(!find(&self.tokenizer, text, &self.tags)?.is_empty())
     }
 
     /// A text with something else, or nothing, in the place of its tags, and no comma left alone.
@@ -41,7 +41,8 @@ impl Tags {
     /// # Errors
     /// The text cannot be encoded.
     pub fn swap(&self, text: &str, with: &str) -> Result<String> {
-        let swapped = swap(&self.tokenizer, text, &self.tags, with)?;
+        let found = find(&self.tokenizer, text, &self.tags)?;
+        let swapped = swap(text, found.iter().map(|found| &found.bytes), with);
         let parts = swapped.split(',').map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "));
         Ok(parts.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "))
     }

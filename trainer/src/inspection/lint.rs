@@ -12,12 +12,14 @@ mod report;
 mod tags;
 mod text;
 
+pub use captions::errors as caption_errors;
 pub use report::{Code, Concerned, FeatureSummary, Finding, Nearest, Report, Severity, TagSummary, TagToken};
 pub use text::Text;
 
 use std::ops::Range;
 
-use text::Encoded;
+use strata_model::{Mention, Tag};
+use text::{Encoded, Word};
 
 use crate::{Picture, Resolution, Result};
 
@@ -51,12 +53,13 @@ const NEARLY_ALL: f64 = 0.8;
 pub fn lint(features: &[Feature], text: &Text) -> Result<Report> {
     let mut readings =
         features.iter().map(|feature| Reading::new(feature, text)).collect::<Result<Vec<_>>>()?;
-    mark_tags(&mut readings, text);
+    let captions = captions(&readings, text)?;
+    readings.iter_mut().zip(captions).for_each(|(reading, captions)| reading.captions = captions);
     let looks = look::look_at_all(features);
 
     let summaries: Vec<_> = readings.iter().map(|reading| report::summarise(reading, text)).collect();
-    let mut findings = tags::check(&readings, &summaries, text);
-    findings.extend(captions::check(&readings, text.limit()));
+    let mut findings = tags::check(&readings, &summaries, text)?;
+    findings.extend(captions::check(&readings, text)?);
     findings.extend(pictures::check(features, &looks));
     Ok(Report::new(summaries, findings, html::cards(&readings, looks)))
 }
@@ -64,38 +67,53 @@ pub fn lint(features: &[Feature], text: &Text) -> Result<Report> {
 /// A feature as the text encoder reads it.
 struct Reading<'a> {
     feature: &'a Feature<'a>,
-    tags: Vec<Encoded<'a>>,
+    tags: Vec<OwnTag<'a>>,
     describes: Vec<Encoded<'a>>,
     captions: Vec<Caption<'a>>,
 }
 
-/// A caption, and where tags stand in it; ranges count its tokens.
+/// A tag as the feature writes it.
+struct OwnTag<'a> {
+    encoded: Encoded<'a>,
+    /// Or why it can be none.
+    tag: strata_model::Result<Tag>,
+}
+
+/// A caption, and where tags stand in it.
 struct Caption<'a> {
     encoded: Encoded<'a>,
+    /// How many times the text encoder reads it.
+    chunks: usize,
     /// Tags of its own feature.
     own: Vec<Range<usize>>,
-    /// Tags of other features: which feature, which of its tags, where.
-    foreign: Vec<(usize, usize, Range<usize>)>,
+    /// Tags of other features.
+    foreign: Vec<Mention>,
 }
 
 impl<'a> Reading<'a> {
     fn new(feature: &'a Feature<'a>, text: &Text) -> Result<Self> {
-        let encode_all =
-            |texts: &'a [String]| texts.iter().map(|t| text.encode(t)).collect::<Result<Vec<_>>>();
-        let caption = |picture: &'a Picture| {
-            let encoded = text.encode(&picture.caption)?;
-            Ok(Caption { encoded, own: Vec::new(), foreign: Vec::new() })
+        let own = |tag: &'a String| {
+            Ok(OwnTag { encoded: text.encode(tag, &[])?, tag: Tag::new(text.tokenizer(), tag) })
         };
         Ok(Self {
             feature,
-            tags: encode_all(feature.tags)?,
-            describes: encode_all(feature.describes)?,
-            captions: feature.pictures.iter().map(caption).collect::<Result<_>>()?,
+            tags: feature.tags.iter().map(own).collect::<Result<_>>()?,
+            describes: feature
+                .describes
+                .iter()
+                .map(|words| text.encode(words, &[]))
+                .collect::<Result<_>>()?,
+            captions: Vec::new(),
         })
     }
 
     fn name(&self) -> &'a str {
         self.feature.name
+    }
+
+    /// Those of its tags that can be some.
+    fn usable(&self) -> impl Iterator<Item = &Tag> {
+        self.tags.iter().filter_map(|own| own.tag.as_ref().ok())
     }
 
     /// Each picture with its caption.
@@ -104,36 +122,38 @@ impl<'a> Reading<'a> {
     }
 }
 
-impl Caption<'_> {
-    /// Whether tokens belong to a tag, be it its own or another.
-    fn in_a_tag(&self, tokens: &Range<usize>) -> bool {
-        let overlaps = |tag: &Range<usize>| tag.start < tokens.end && tokens.start < tag.end;
-        self.own.iter().any(overlaps) || self.foreign.iter().any(|(_, _, tag)| overlaps(tag))
+impl<'a> Caption<'a> {
+    /// The caption of a picture of feature number `feature`, with the tags of all. Another feature's tag inside one of its
+    /// own is passed over: that the two collide is one finding about the tags, not one about each caption.
+    fn new(caption: &'a str, feature: usize, tags: &[(usize, &Tag)], text: &Text) -> Result<Self> {
+        let prompt = text.read(caption, tags)?;
+        let places: Vec<_> = prompt.mentions().iter().map(|mention| &mention.bytes).collect();
+        let encoded = text.encode(caption, &places)?;
+        let (own, foreign): (Vec<_>, Vec<_>) =
+            prompt.mentions().iter().cloned().partition(|mention| mention.feature == feature);
+        let own: Vec<_> = own.into_iter().map(|mention| mention.bytes).collect();
+        let inside = |at: &Range<usize>| own.iter().any(|own| own.start <= at.start && at.end <= own.end);
+        let foreign = foreign.into_iter().filter(|mention| !inside(&mention.bytes)).collect();
+        Ok(Self { encoded, chunks: prompt.chunks(), own, foreign })
+    }
+
+    /// Whether a word belongs to a tag, be it its own or another.
+    fn in_a_tag(&self, word: &Word) -> bool {
+        let overlaps = |tag: &Range<usize>| tag.start < word.bytes.end && word.bytes.start < tag.end;
+        self.own.iter().any(overlaps) || self.foreign.iter().any(|tag| overlaps(&tag.bytes))
     }
 }
 
-/// Finds the tags in the captions. Another feature's tag inside one of the caption's own is passed over: that the two
-/// collide is one finding about the tags, not one about each caption.
-fn mark_tags(readings: &mut [Reading], text: &Text) {
-    let tags: Vec<(usize, usize, Vec<u32>)> = readings
+/// The captions of each feature.
+fn captions<'a>(readings: &[Reading<'a>], text: &Text) -> Result<Vec<Vec<Caption<'a>>>> {
+    let tags: Vec<(usize, &Tag)> = readings
         .iter()
         .enumerate()
-        .flat_map(|(feature, reading)| {
-            reading.tags.iter().enumerate().map(move |(i, tag)| (feature, i, tag.ids.clone()))
-        })
+        .flat_map(|(i, reading)| reading.usable().map(move |tag| (i, tag)))
         .collect();
-    for (feature, reading) in readings.iter_mut().enumerate() {
-        for caption in &mut reading.captions {
-            let ids = &caption.encoded.ids;
-            let (own, other): (Vec<_>, Vec<_>) = tags.iter().partition(|(of, _, _)| *of == feature);
-            caption.own = own.iter().flat_map(|(_, _, tag)| text.find_all(ids, tag)).collect();
-            let inside_own =
-                |at: &Range<usize>| caption.own.iter().any(|own| own.start <= at.start && at.end <= own.end);
-            caption.foreign = other
-                .iter()
-                .flat_map(|(of, i, tag)| text.find_all(ids, tag).into_iter().map(move |at| (*of, *i, at)))
-                .filter(|(_, _, at)| !inside_own(at))
-                .collect();
-        }
-    }
+    let of = |(i, reading): (usize, &Reading<'a>)| {
+        let pictures = reading.feature.pictures.iter();
+        pictures.map(|picture| Caption::new(&picture.caption, i, &tags, text)).collect()
+    };
+    readings.iter().enumerate().map(of).collect()
 }

@@ -9,6 +9,7 @@ use strata_model::{Checkpoint, LoraWeights, Match, Rule, Selection};
 use crate::config::{FeatureConfig, Order};
 use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
+use crate::inspection::lint::caption_errors;
 use crate::training::fingerprint::fingerprint;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
@@ -50,7 +51,7 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
     for feature in &features {
         let dataset = Dataset::open(&feature.dataset)?;
         let tags = Tags::new(&tokenizer, &feature.tags)?;
-        check_tags(feature, &tags, &dataset)?;
+        check_captions(feature, &tags, &dataset)?;
         let matches = select(checkpoint, feature)?;
         let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
         let others: Vec<&FeatureConfig> = features.iter().filter(|f| f.name != feature.name).collect();
@@ -88,20 +89,16 @@ pub(crate) fn is_done(file: &Path, fingerprint: &str) -> bool {
             .is_ok_and(|f| f.metadata.get("strata_run").is_some_and(|run| run == fingerprint))
 }
 
-/// Every caption must carry a tag of its feature: one that does not would teach the feature to come uncalled.
-fn check_tags(feature: &FeatureConfig, tags: &Tags, dataset: &Dataset) -> Result<()> {
-    for picture in dataset.pictures().iter().filter(|_| !feature.tags.is_empty()) {
-        if !tags.are_in(&picture.caption)? {
-            return Err(Error::Dataset(format!(
-                "the caption of {} carries no tag of {}: {:?}; put {} into it",
-                picture.path.display(),
-                feature.name,
-                picture.caption,
-                feature.tags.join(" or ")
-            )));
-        }
+/// Captions of a feature with tags must have none of the linter's errors: one without a tag would teach the feature to
+/// come uncalled.
+fn check_captions(feature: &FeatureConfig, tags: &Tags, dataset: &Dataset) -> Result<()> {
+    if feature.tags.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let errors = caption_errors(&feature.name, tags, dataset.pictures())?;
+    let errors: Vec<String> =
+        errors.iter().map(|error| format!("feature {}: {error}", feature.name)).collect();
+    if errors.is_empty() { Ok(()) } else { Err(Error::Dataset(errors.join("\n"))) }
 }
 
 /// The layers that the rules of a feature select.

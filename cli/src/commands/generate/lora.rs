@@ -1,7 +1,7 @@
 //! A LoRA to draw with: what the sampler is told of it, and what people are.
 
 use anyhow::Result;
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Prompt, Rows, Tag};
+use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag};
 
 use crate::commands::lora::Lora;
 
@@ -20,8 +20,11 @@ impl Lora {
     pub fn state(&self, i: usize, feature: &Feature, prompt: &Prompt) -> String {
         let strength = f64::from(feature.strength(i, prompt));
         let strength = (strength * 1000.0).round() / 1000.0;
-        let mut heard: Vec<&str> =
-            prompt.mentions().iter().filter(|m| m.feature == i).map(|m| m.tag.as_str()).collect();
+        let name = |m: &Mention| match m.own_brackets {
+            true => format!("{} (its brackets are its own, not weights)", m.tag),
+            false => m.tag.clone(),
+        };
+        let mut heard: Vec<String> = prompt.mentions().iter().filter(|m| m.feature == i).map(name).collect();
         heard.dedup();
         let tags: Vec<&str> = feature.tags.iter().map(Tag::text).collect();
         let state = match feature.mode {

@@ -34,7 +34,7 @@ impl States {
     pub fn collect(text: &TextEncoder, prompts: &[String]) -> Result<Self> {
         let mut seen = BTreeSet::new();
         let prompts = prompts.iter().filter(|prompt| seen.insert(*prompt));
-        let read = |prompt: &String| Prompt::read(text.tokenizer(), prompt, Reading::Literal, &[]);
+        let read = |prompt: &String| Prompt::read(text.tokenizer(), prompt, &[], Reading::Literal);
         let prompts = prompts.map(read).collect::<Result<Vec<_>, _>>()?;
         if prompts.is_empty() {
             return Err(Error::Silence("no prompts to be silent on; give a bank of them".into()));

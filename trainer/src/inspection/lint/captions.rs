@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use strata_model::Tag;
+
 use super::report::{Code, Concerned, Finding};
 use super::text::Word;
-use super::{Caption, ENOUGH, NEARLY_ALL, Reading};
+use super::{Caption, ENOUGH, NEARLY_ALL, Reading, Text};
+use crate::{Picture, Result, Tags};
 
 /// So many words, all equally frequent, is the least variety that teaches what does not belong to the feature: about
 /// three things that vary (place, light, pose), each in three ways. Fewer captions need only one word each.
@@ -18,17 +21,46 @@ const STOP_WORDS: [&str; 46] = [
     "while", "who", "which",
 ];
 
-/// What is wrong with the captions; `limit` is how many tokens the text encoder reads.
-pub(super) fn check(readings: &[Reading], limit: usize) -> Vec<Finding> {
+/// What is wrong with the captions, or worth a note.
+pub(super) fn check(readings: &[Reading], text: &Text) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for reading in readings {
-        findings.extend(own_tags(reading, limit));
+        let tags: Vec<String> = reading.usable().map(|tag| tag.text().to_owned()).collect();
+        let tags = Tags::new(text.tokenizer(), &tags)?;
+        findings.extend(errors(reading.name(), &tags, reading.feature.pictures)?);
         findings.extend(foreign_tags(reading, readings));
-        findings.extend(lengths(reading, limit));
+        findings.extend(lengths(reading, text.limit()));
         findings.extend(repeated(reading));
         findings.extend(words(reading));
     }
-    findings
+    Ok(findings)
+}
+
+/// What would keep a feature from being learned by its tags at all: captions that are empty or carry none of them. One
+/// finding of each kind, about all pictures that it concerns. A feature without tags can lack none.
+///
+/// # Errors
+/// A caption cannot be encoded.
+pub fn errors(feature: &str, tags: &Tags, pictures: &[Picture]) -> Result<Vec<Finding>> {
+    let (mut empty, mut untagged) = (Vec::new(), Vec::new());
+    for picture in pictures {
+        if picture.caption.trim().is_empty() {
+            empty.push(Concerned::new(&picture.path));
+        } else if !tags.are_in(&picture.caption)? {
+            untagged.push(Concerned::new(&picture.path));
+        }
+    }
+    let message = "these captions are empty; write the tag and what else the picture shows".to_owned();
+    let mut findings = Vec::from_iter(Finding::new(Code::EmptyCaption, feature, message).concerning(empty));
+    let tags: Vec<String> = tags.iter().map(|tag| format!("`{}`", tag.text())).collect();
+    if !tags.is_empty() {
+        let message = format!(
+            "these captions lack the tag {}, so that the feature is learned without it; write it in",
+            tags.join(" or ")
+        );
+        findings.extend(Finding::new(Code::MissingTag, feature, message).concerning(untagged));
+    }
+    Ok(findings)
 }
 
 /// The finding about all pictures whose caption is `bad`, where there are any.
@@ -37,38 +69,16 @@ fn about(reading: &Reading, code: Code, message: String, bad: impl Fn(&Caption) 
     Finding::new(code, reading.name(), message).concerning(files)
 }
 
-fn own_tags(reading: &Reading, limit: usize) -> Vec<Finding> {
-    let empty = |caption: &Caption| caption.encoded.ids.is_empty();
-    let message = "these captions are empty; write the tag and what else the picture shows".to_owned();
-    let mut findings = Vec::from_iter(about(reading, Code::EmptyCaption, message, empty));
-    let usable: Vec<String> =
-        reading.tags.iter().filter(|t| !t.ids.is_empty()).map(|t| format!("`{}`", t.text)).collect();
-    if usable.is_empty() {
-        return findings; // which is a finding about tags
-    }
-    let tags = usable.join(" or ");
-    let message =
-        format!("these captions lack the tag {tags}, so that the feature is learned without it; write it in");
-    findings.extend(about(reading, Code::MissingTag, message, |c| !empty(c) && c.own.is_empty()));
-    let message = format!(
-        "the tag {tags} stands behind token {limit}, where the text encoder stops reading; write it at the beginning"
-    );
-    let cut = |c: &Caption| !c.own.is_empty() && c.own.iter().all(|tag| tag.end > limit);
-    findings.extend(about(reading, Code::CutTag, message, cut));
-    findings
-}
-
 fn foreign_tags(reading: &Reading, readings: &[Reading]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (i, other) in readings.iter().enumerate() {
-        for (j, tag) in other.tags.iter().enumerate() {
+        for tag in other.usable().map(Tag::text) {
             let message = format!(
-                "these captions carry `{}`, a tag of feature `{}`, which would be learned along; take it out, or move \
+                "these captions carry `{tag}`, a tag of feature `{}`, which would be learned along; take it out, or move \
                  the picture to that feature",
-                tag.text,
                 other.name()
             );
-            let carries = |c: &Caption| c.foreign.iter().any(|(feature, tag, _)| (*feature, *tag) == (i, j));
+            let carries = |c: &Caption| c.foreign.iter().any(|m| m.feature == i && m.tag == tag);
             findings.extend(about(reading, Code::ForeignTag, message, carries));
         }
     }
@@ -77,11 +87,12 @@ fn foreign_tags(reading: &Reading, readings: &[Reading]) -> Vec<Finding> {
 
 fn lengths(reading: &Reading, limit: usize) -> Option<Finding> {
     let long = reading.captioned().filter_map(|(picture, caption)| {
-        let tokens = caption.encoded.ids.len();
-        (tokens > limit).then(|| Concerned::noted(&picture.path, format!("{tokens} tokens")))
+        let (tokens, chunks) = (caption.encoded.ids.len(), caption.chunks);
+        (chunks > 1).then(|| Concerned::noted(&picture.path, format!("{tokens} tokens in {chunks} chunks")))
     });
     let message = format!(
-        "these captions are longer than the {limit} tokens that are read, and the rest is ignored; shorten them"
+        "these captions are longer than the {limit} tokens that the text encoder reads at once; each is read in chunks, \
+         which do not know of each other"
     );
     Finding::new(Code::LongCaption, reading.name(), message).concerning(long)
 }
@@ -117,7 +128,7 @@ fn words(reading: &Reading) -> Vec<Finding> {
     let of_tags: BTreeSet<&str> = reading
         .tags
         .iter()
-        .flat_map(|tag| &tag.words)
+        .flat_map(|tag| &tag.encoded.words)
         .filter(|w| means_something(w))
         .map(|w| stem(&w.text))
         .collect();
@@ -200,13 +211,13 @@ fn listing(counts: &[(&str, usize)], n: usize) -> String {
 
 /// Words that belong to no tag.
 fn free_words<'a>(caption: &'a Caption) -> impl Iterator<Item = &'a Word> {
-    caption.encoded.words.iter().filter(|word| !caption.in_a_tag(&word.tokens))
+    caption.encoded.words.iter().filter(|word| !caption.in_a_tag(word))
 }
 
 /// Whether a caption says a phrase outside its tags.
 fn says(caption: &Caption, phrase: &[Word]) -> bool {
     let same = |words: &[Word]| words.iter().zip(phrase).all(|(a, b)| stem(&a.text) == stem(&b.text));
-    let free = |words: &[Word]| words.iter().all(|word| !caption.in_a_tag(&word.tokens));
+    let free = |words: &[Word]| words.iter().all(|word| !caption.in_a_tag(word));
     !phrase.is_empty() && caption.encoded.words.windows(phrase.len()).any(|words| same(words) && free(words))
 }
 

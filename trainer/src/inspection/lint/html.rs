@@ -32,17 +32,11 @@ pub(super) fn cards(readings: &[Reading], looks: Vec<Vec<Result<Look>>>) -> Vec<
         readings.iter().enumerate().flat_map(|(i, reading)| reading.captioned().map(move |p| (i, p)));
     pictures
         .zip(looks.into_iter().flatten())
-        .map(|((feature, (picture, caption)), look)| {
-            let bytes = |tag: &Range<usize>| {
-                let places = &caption.encoded.places[tag.clone()];
-                places.first().map_or(0, |p| p.start)..places.last().map_or(0, |p| p.end)
-            };
-            Card {
-                feature,
-                path: picture.path.clone(),
-                caption: parts(caption.encoded.text, caption.own.iter().map(bytes).collect()),
-                thumbnail: look.ok().map(|look| look.thumbnail),
-            }
+        .map(|((feature, (picture, caption)), look)| Card {
+            feature,
+            path: picture.path.clone(),
+            caption: parts(caption.encoded.text, caption.own.clone()),
+            thumbnail: look.ok().map(|look| look.thumbnail),
         })
         .collect()
 }
@@ -81,8 +75,7 @@ impl Report {
             feature_value(feature, cards.map(|card| card_value(card, about.get(&*card.path))).collect())
         });
         let page = context! {
-            errors => count(self.errors().count(), "error"),
-            warnings => count(self.warnings().count(), "warning"),
+            totals => self.totals(),
             findings => self.findings.iter().map(|finding| finding_value(finding, None)).collect::<Vec<_>>(),
             features => features.collect::<Vec<_>>(),
         };

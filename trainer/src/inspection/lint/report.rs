@@ -16,6 +16,8 @@ pub enum Severity {
     Error,
     /// It weakens the feature, or lets it leak.
     Warning,
+    /// It is as well to know.
+    Note,
 }
 
 /// What kind of finding it is.
@@ -25,12 +27,12 @@ pub enum Code {
     MissingTag,
     /// `foreign-tag`: captions with another feature's tag.
     ForeignTag,
-    /// `cut-tag`: captions whose tag stands where the text encoder no longer reads.
-    CutTag,
     /// `empty-caption`: captions without a token.
     EmptyCaption,
     /// `empty-tag`: a feature without a tag, or a tag without a token.
     EmptyTag,
+    /// `unusable-tag`: a tag that cannot call a feature, such as a single letter.
+    UnusableTag,
     /// `same-tag`: two features with one tag.
     SameTag,
     /// `contained-tag`: a tag that is the beginning or another part of another feature's.
@@ -47,8 +49,6 @@ pub enum Code {
     LittleVariety,
     /// `duplicate-caption`: captions that are the same.
     DuplicateCaption,
-    /// `long-caption`: captions longer than the text encoder reads.
-    LongCaption,
     /// `vocabulary-tag`: a tag that is one token.
     VocabularyTag,
     /// `ordinary-tag`: a tag with words that the base model knows.
@@ -71,6 +71,8 @@ pub enum Code {
     NearDuplicatePicture,
     /// `shared-picture`: pictures of several features that look the same.
     SharedPicture,
+    /// `long-caption`: captions longer than the text encoder reads at once.
+    LongCaption,
 }
 
 /// One thing that is wrong.
@@ -157,7 +159,11 @@ pub struct Report {
 impl Code {
     /// How bad findings of this kind are.
     pub fn severity(self) -> Severity {
-        if self <= Self::CorruptPicture { Severity::Error } else { Severity::Warning }
+        match self {
+            Self::LongCaption => Severity::Note,
+            code if code <= Self::CorruptPicture => Severity::Error,
+            _ => Severity::Warning,
+        }
     }
 }
 
@@ -166,9 +172,9 @@ impl Display for Code {
         f.pad(match self {
             Self::MissingTag => "missing-tag",
             Self::ForeignTag => "foreign-tag",
-            Self::CutTag => "cut-tag",
             Self::EmptyCaption => "empty-caption",
             Self::EmptyTag => "empty-tag",
+            Self::UnusableTag => "unusable-tag",
             Self::SameTag => "same-tag",
             Self::ContainedTag => "contained-tag",
             Self::CorruptPicture => "corrupt-picture",
@@ -177,7 +183,6 @@ impl Display for Code {
             Self::ConstantWord => "constant-word",
             Self::LittleVariety => "little-variety",
             Self::DuplicateCaption => "duplicate-caption",
-            Self::LongCaption => "long-caption",
             Self::VocabularyTag => "vocabulary-tag",
             Self::OrdinaryTag => "ordinary-tag",
             Self::FewPictures => "few-pictures",
@@ -189,6 +194,7 @@ impl Display for Code {
             Self::DuplicatePicture => "duplicate-picture",
             Self::NearDuplicatePicture => "near-duplicate-picture",
             Self::SharedPicture => "shared-picture",
+            Self::LongCaption => "long-caption",
         })
     }
 }
@@ -201,7 +207,11 @@ impl Serialize for Code {
 
 impl Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.pad(if *self == Self::Error { "error" } else { "warning" })
+        f.pad(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        })
     }
 }
 
@@ -217,6 +227,14 @@ impl Concerned {
 
     pub(super) fn noted(path: &Path, note: String) -> Self {
         Self { path: path.to_owned(), note: Some(note) }
+    }
+}
+
+/// The message and the files.
+impl Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if self.files.is_empty() { Ok(()) } else { write!(f, ": {}", listing(&self.files, None)) }
     }
 }
 
@@ -239,9 +257,9 @@ pub(super) fn summarise(reading: &Reading, text: &Text) -> FeatureSummary {
     const NEAREST: usize = 3;
     let token = |&id: &u32| TagToken { id, piece: text.token(id) };
     let tags = reading.tags.iter().map(|tag| TagSummary {
-        tag: tag.text.to_owned(),
-        tokens: tag.ids.iter().map(token).collect(),
-        nearest: text.nearest_words(&tag.ids, NEAREST),
+        tag: tag.encoded.text.to_owned(),
+        tokens: tag.encoded.ids.iter().map(token).collect(),
+        nearest: text.nearest_words(&tag.encoded.ids, NEAREST),
     });
     FeatureSummary {
         name: reading.name().to_owned(),
@@ -301,9 +319,18 @@ impl Report {
                 }
             }
         }
-        let (errors, warnings) = (self.errors().count(), self.warnings().count());
-        wrap(&mut text, "", &format!("{}, {}", count(errors, "error"), count(warnings, "warning")));
+        wrap(&mut text, "", &self.totals());
         text
+    }
+
+    /// `1 error, 2 warnings`, and the notes if there are any.
+    pub(super) fn totals(&self) -> String {
+        let (errors, warnings) = (self.errors().count(), self.warnings().count());
+        let totals = format!("{}, {}", count(errors, "error"), count(warnings, "warning"));
+        match self.findings.len() - errors - warnings {
+            0 => totals,
+            notes => format!("{totals}, {}", count(notes, "note")),
+        }
     }
 
     /// The folder of a feature's pictures, where they have one.

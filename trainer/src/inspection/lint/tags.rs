@@ -1,52 +1,59 @@
 //! What is wrong with the tags themselves.
 
+use strata_model::{Found, Tag, find};
+
 use super::report::{Code, FeatureSummary, Finding};
 use super::text::Encoded;
-use super::{Reading, Text};
+use super::{OwnTag, Reading, Text};
+use crate::Result;
 
-pub(super) fn check(readings: &[Reading], summaries: &[FeatureSummary], text: &Text) -> Vec<Finding> {
+pub(super) fn check(readings: &[Reading], summaries: &[FeatureSummary], text: &Text) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for (i, (reading, summary)) in readings.iter().zip(summaries).enumerate() {
         if reading.tags.is_empty() {
             let message = "the feature has no tag, so that nothing can call it; give it one".to_owned();
             findings.push(Finding::new(Code::EmptyTag, reading.name(), message));
         }
-        for (tag, summary) in reading.tags.iter().zip(&summary.tags) {
-            if tag.ids.is_empty() {
-                let message = format!("tag `{}` has no tokens; write a word", tag.text);
-                findings.push(Finding::new(Code::EmptyTag, reading.name(), message));
-                continue;
-            }
-            findings.extend(known_words(reading.name(), tag, &summary.evidence(), text));
-            let others = readings.iter().enumerate().filter(|(j, _)| *j != i);
-            for (j, other) in others {
-                let collisions =
-                    other.tags.iter().filter_map(|of| collision(tag, of, other.name(), i < j, text));
-                findings
-                    .extend(collisions.map(|(code, message)| Finding::new(code, reading.name(), message)));
+        for (OwnTag { encoded, tag }, summary) in reading.tags.iter().zip(&summary.tags) {
+            let tag = match tag {
+                Ok(tag) => tag,
+                Err(why) => {
+                    let code = if encoded.ids.is_empty() { Code::EmptyTag } else { Code::UnusableTag };
+                    findings.push(Finding::new(code, reading.name(), why.to_string()));
+                    continue;
+                }
+            };
+            findings.extend(known_words(reading.name(), encoded, &summary.evidence(), text));
+            for (j, other) in readings.iter().enumerate().filter(|(j, _)| *j != i) {
+                for of in other.usable() {
+                    let collision = collision(tag, of, other.name(), i < j, text)?;
+                    findings
+                        .extend(collision.map(|(code, message)| Finding::new(code, reading.name(), message)));
+                }
             }
         }
     }
-    findings
+    Ok(findings)
 }
 
 /// A tag that is, or is within, a tag of another feature. That two are the same is said once, where `first`.
-fn collision(tag: &Encoded, other: &Encoded, of: &str, first: bool, text: &Text) -> Option<(Code, String)> {
-    let (ours, theirs) = (tag.text, other.text);
-    if tag.ids == other.ids {
+fn collision(tag: &Tag, other: &Tag, of: &str, first: bool, text: &Text) -> Result<Option<(Code, String)>> {
+    let (ours, theirs) = (tag.text(), other.text());
+    if tag.ids() == other.ids() {
         let message = format!(
-            "tag `{ours}` is also a tag of feature `{of}` (capital letters make no difference), so that one prompt \
-             calls both; rename one of them"
+            "tag `{ours}` has the tokens of `{theirs}`, a tag of feature `{of}` (capital letters make no difference), so \
+             that the text encoder cannot tell them apart; rename one of them"
         );
-        return first.then_some((Code::SameTag, message));
+        return Ok(first.then_some((Code::SameTag, message)));
     }
-    let at = text.find_all(&other.ids, &tag.ids).first()?.start;
-    let how = if at == 0 { "is the beginning of" } else { "is contained in" };
+    let found = find(text.tokenizer(), theirs, [tag])?;
+    let Some(Found { bytes, .. }) = found.first() else { return Ok(None) };
+    let how = if bytes.start == 0 { "is the beginning of" } else { "is contained in" };
     let message = format!(
         "tag `{ours}` {how} `{theirs}`, a tag of feature `{of}`, so that each prompt with `{theirs}` calls both; rename \
          one of them"
     );
-    Some((Code::ContainedTag, message))
+    Ok(Some((Code::ContainedTag, message)))
 }
 
 /// Words in a tag that the base model knows. It draws them already, and what is trained into the tag leaks into every

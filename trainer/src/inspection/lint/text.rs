@@ -1,8 +1,9 @@
 //! Captions and tags as the text encoder reads them.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use strata_model::{Checkpoint, ClipTokenizer, find_ids};
+use strata_model::{Checkpoint, ClipTokenizer, Prompt, Reading, Tag, tokens};
 
 use super::Nearest;
 use crate::Result;
@@ -12,7 +13,7 @@ const LETTERS_OF_A_WORD: usize = 3;
 
 /// What the linter needs of a model: its tokenizer, and the vectors that its tokens begin as.
 pub struct Text {
-    tokenizer: ClipTokenizer,
+    tokenizer: Arc<ClipTokenizer>,
     /// [vocabulary, width], row-major.
     table: Vec<f32>,
     width: usize,
@@ -23,8 +24,6 @@ pub(super) struct Encoded<'a> {
     pub text: &'a str,
     /// No BOS or EOS, not cut.
     pub ids: Vec<u32>,
-    /// The bytes of the text that each token stands for.
-    pub places: Vec<Range<usize>>,
     pub words: Vec<Word>,
 }
 
@@ -32,6 +31,8 @@ pub(super) struct Encoded<'a> {
 pub(super) struct Word {
     /// In lower case, as the text encoder sees it.
     pub text: String,
+    /// Where it stands.
+    pub bytes: Range<usize>,
     /// Its tokens.
     pub tokens: Range<usize>,
 }
@@ -43,10 +44,14 @@ impl Text {
     /// [`Error::Model`](crate::Error::Model) where tokenizer or text encoder are missing, damaged or of another kind.
     pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
         let (table, width) = checkpoint.token_vectors()?;
-        Ok(Self { tokenizer: checkpoint.tokenizer()?, table, width })
+        Ok(Self { tokenizer: Arc::new(checkpoint.tokenizer()?), table, width })
     }
 
-    /// How many tokens of a caption the text encoder reads: 75.
+    pub(super) fn tokenizer(&self) -> &Arc<ClipTokenizer> {
+        &self.tokenizer
+    }
+
+    /// How many tokens of a caption the text encoder reads at once: 75.
     pub(super) fn limit(&self) -> usize {
         self.tokenizer.max_length() - 2
     }
@@ -59,32 +64,26 @@ impl Text {
         self.tokenizer.token(id).unwrap_or_default()
     }
 
-    /// The text in tokens and words.
-    pub(super) fn encode<'a>(&self, text: &'a str) -> Result<Encoded<'a>> {
+    /// A caption with the tags of features in it, as training reads it.
+    pub(super) fn read(&self, caption: &str, tags: &[(usize, &Tag)]) -> Result<Prompt> {
+        Ok(Prompt::read(&self.tokenizer, caption, tags, Reading::Literal)?)
+    }
+
+    /// The text in tokens and words, of which none reaches over the edge of a tag.
+    pub(super) fn encode<'a>(&self, text: &'a str, tags: &[&Range<usize>]) -> Result<Encoded<'a>> {
         let (ids, places): (Vec<u32>, Vec<Range<usize>>) =
-            self.tokenizer.ids_with_places(text)?.into_iter().unzip();
+            tokens(&self.tokenizer, text, tags.iter().copied())?.into_iter().unzip();
         let mut words = Vec::new();
         let mut start = 0;
         for end in 1..=ids.len() {
-            if end == ids.len() || self.ends_word(ids[end - 1]) {
+            if end == ids.len() || self.tokenizer.ends_word(ids[end - 1]) {
                 let bytes = places[start].start..places[end - 1].end;
-                let word = text.get(bytes).unwrap_or_default().to_lowercase();
-                words.push(Word { text: word, tokens: start..end });
+                let word = text.get(bytes.clone()).unwrap_or_default().to_lowercase();
+                words.push(Word { text: word, bytes, tokens: start..end });
                 start = end;
             }
         }
-        Ok(Encoded { text, ids, places, words })
-    }
-
-    /// Everywhere that `tag` stands in `ids`: ranges of tokens that do not overlap.
-    pub(super) fn find_all(&self, ids: &[u32], tag: &[u32]) -> Vec<Range<usize>> {
-        let found = if tag.is_empty() { Vec::new() } else { find_ids(&self.tokenizer, ids, tag) };
-        found.into_iter().map(|at| at..at + tag.len()).collect()
-    }
-
-    fn ends_word(&self, id: u32) -> bool {
-        // BOS and EOS, written out in a caption, are words as well.
-        id == self.tokenizer.bos() || id == self.tokenizer.eos() || self.token(id).ends_with("</w>")
+        Ok(Encoded { text, ids, words })
     }
 
     /// The word that a token is by itself, where it is one that means something.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use strata_engine::Tensor;
-use strata_model::{ClipTokenizer, Prompt, Reading, Tag, find_in, swap};
+use strata_model::{ClipTokenizer, Prompt, Reading, Tag, swap};
 
 use crate::{Error, Result};
 
@@ -117,7 +117,7 @@ impl Script {
             .flat_map(|(i, feature)| feature.tags.iter().map(move |tag| (i, tag)))
             .collect();
         let mut reader = Reader { tokenizer, tags: &tags, known: BTreeMap::new(), prompts: Vec::new() };
-        let wordings = Wordings::new(tokenizer, lines, &features)?;
+        let wordings = Wordings::new(&reader, lines, features.len())?;
         let groups =
             (0..features.len()).map(|i| reader.groups(i, &features, &wordings)).collect::<Result<_>>()?;
         let mut texts = Vec::new();
@@ -159,26 +159,23 @@ struct Wordings {
 }
 
 impl Wordings {
-    fn new(tokenizer: &ClipTokenizer, lines: &[String], features: &[ProbeFeature]) -> Result<Self> {
-        let (mut carriers, mut own, mut ordinary) =
-            (Vec::new(), vec![Vec::new(); features.len()], Vec::new());
+    fn new(reader: &Reader, lines: &[String], features: usize) -> Result<Self> {
+        let (mut carriers, mut own, mut ordinary) = (Vec::new(), vec![Vec::new(); features], Vec::new());
         for line in lines {
             if line.contains("{}") {
                 carriers.push(line.clone());
                 continue;
             }
-            let mut has_tag = false;
-            for (feature, own) in features.iter().zip(&mut own) {
-                for tag in &feature.tags {
-                    if !find_in(tokenizer, line, tag)?.is_empty() {
-                        own.push(swap(tokenizer, line, std::slice::from_ref(tag), "{}")?);
-                        has_tag = true;
-                        break;
-                    }
-                }
-            }
-            if !has_tag {
+            let prompt = reader.read(line)?;
+            if prompt.mentions().is_empty() {
                 ordinary.push(line.clone());
+            }
+            for (i, own) in own.iter_mut().enumerate() {
+                let tags = prompt.mentions().iter().filter(|mention| mention.feature == i);
+                let places: Vec<_> = tags.map(|mention| &mention.bytes).collect();
+                if !places.is_empty() {
+                    own.push(swap(line, places, "{}"));
+                }
             }
         }
         let or = |given: Vec<String>, default: &[&str]| match given.is_empty() {
@@ -201,12 +198,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// As generation reads prompts.
+    fn read(&self, text: &str) -> Result<Prompt> {
+        Ok(Prompt::read(self.tokenizer, text, self.tags, Reading::Weighted)?)
+    }
+
     /// The place of a prompt, which is read if it is new.
     fn place(&mut self, text: String) -> Result<usize> {
         if let Some(place) = self.known.get(&text) {
             return Ok(*place);
         }
-        let prompt = Prompt::read(self.tokenizer, &text, Reading::Weighted, self.tags)?;
+        let prompt = self.read(&text)?;
         self.known.insert(text.clone(), self.prompts.len());
         self.prompts.push((text, prompt));
         Ok(self.prompts.len() - 1)
@@ -225,7 +227,7 @@ impl Reader<'_> {
             let (name, text) = (&feature.name, &self.prompts[*prompt].0);
             return Err(Error::Probe(format!(
                 "feature {name}: its tag is not read as a tag in {text:?}, where other letters or signs run together with \
-                 it; write {{}} as a word of its own, and use tags that end in a letter or a digit"
+                 it; write {{}} as a word of its own"
             )));
         }
         if own.is_empty() {
