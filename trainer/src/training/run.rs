@@ -20,7 +20,7 @@ use crate::training::step::{Lesson, Trainer};
 use crate::training::tensorboard::TensorBoard;
 use crate::training::watch::{ProbeRecord, Watch, script};
 use crate::{Config, Error, Precision, Result, StepLog, StepRecord, Tags, kaiming_uniform, noise};
-use strata_model::progress::{bar, waiting};
+use strata_model::progress::{self, bar, waiting};
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -206,7 +206,9 @@ impl<'a> Run<'a> {
                 outcomes[i].note(&record);
                 progress.set_message(format!("loss {:.4}", outcomes[i].loss));
                 progress.inc(1);
+                let saved = outcomes[i].files.len();
                 save_between(self.config, plan, unet, self.schedule, &lora, step + 1, &mut outcomes[i])?;
+                progress::saved(&progress, &outcomes[i].files[saved..]);
                 if self.look(watch.as_ref(), unet, step + 1, log, &mut outcomes[i])? {
                     break;
                 }
@@ -243,7 +245,9 @@ impl<'a> Run<'a> {
                     let record = trainer.step(step)?;
                     log.step(&record)?;
                     outcome.note(&record);
+                    let saved = outcome.files.len();
                     save_between(self.config, plan, unet, self.schedule, lora, step + 1, outcome)?;
+                    progress::saved(&progress, &outcome.files[saved..]);
                     self.look(watch.as_ref(), unet, step + 1, log, outcome)?;
                 }
             }
