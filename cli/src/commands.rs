@@ -1,6 +1,5 @@
 //! The commands, and the arguments that several of them have.
 
-mod batch;
 pub mod bench;
 pub mod dataset;
 pub mod demo;
@@ -14,8 +13,9 @@ pub mod train;
 mod tuning;
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use strata_engine::{DType, Gpu, GpuOptions};
 use strata_trainer::Precision;
 
@@ -23,7 +23,7 @@ use strata_trainer::Precision;
 #[derive(clap::Args)]
 pub struct GpuArgs {
     /// GPU adapter: its index in `strata devices`, or a part of its name [default: the best]
-    #[arg(long, value_name = "NAME|INDEX")]
+    #[arg(long, value_name = "NAME|INDEX", value_parser = adapter)]
     adapter: Option<String>,
 }
 
@@ -34,6 +34,41 @@ impl GpuArgs {
         tuning::apply(&gpu);
         Ok(gpu)
     }
+}
+
+/// The largest side of a picture, in pixels: 256 times the area of Stable Diffusion's own.
+pub const MAX_SIDE: i64 = 8192;
+/// The most steps that a schedule of 1000 timesteps has.
+pub const MAX_SAMPLING_STEPS: i64 = 1000;
+
+fn adapter(text: &str) -> Result<String> {
+    let how = "give one's index in `strata devices`, or a part of its name";
+    ensure!(!text.trim().is_empty(), "names no GPU adapter; {how}");
+    let indices: Vec<&str> = text.split(',').map(str::trim).collect();
+    let all_numbers = indices.iter().all(|index| index.parse::<usize>().is_ok());
+    ensure!(indices.len() == 1 || !all_numbers, "a run has one GPU adapter; {how}");
+    Ok(text.to_owned())
+}
+
+/// Reads a seed.
+pub fn seed(text: &str) -> Result<u64> {
+    match text.parse() {
+        Ok(seed) => Ok(seed),
+        Err(_) => {
+            bail!("a seed is a whole number from 0 to {}; the same one gives the same result again", u64::MAX)
+        }
+    }
+}
+
+/// Refuses the name of a model where there is nothing of that name.
+pub fn check_there(model: &Path) -> Result<()> {
+    ensure!(
+        model.exists(),
+        "{}: there is no such folder here. Give the path of a Stable Diffusion 1.x or 2.x model in diffusers' layout: a folder \
+         with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/. Names are not looked up on the internet",
+        model.display()
+    );
+    Ok(())
 }
 
 /// A number format, as an argument.
