@@ -33,11 +33,11 @@ pub fn compare<'a>(before: &'a Report, now: &'a Report) -> Vec<Change<'a>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Ceilings, Device};
 
-    fn report(rows: &[(&str, f64, f64)]) -> Report {
+    pub(crate) fn report(rows: &[(&str, f64, f64)]) -> Report {
         let row = |&(name, ms, spread): &(&str, f64, f64)| Row {
             name: name.into(),
             ms,

@@ -20,17 +20,18 @@ const KINDS: [(&str, &str, RGBColor); 5] = [
     ("", "U-Net, VAE and CLIP", RGBColor(153, 112, 171)),
 ];
 
-/// Draws the rows that do products beneath the device's two ceilings, as a PNG.
+/// Draws the rows that are `wanted` by their names and do products, beneath the device's two ceilings, as a PNG.
 ///
 /// # Errors
-/// No row does products.
-pub fn roofline(report: &Report) -> Result<Vec<u8>> {
+/// The ceilings are not numbers above 0.
+pub fn roofline(report: &Report, wanted: impl Fn(&str) -> bool) -> Result<Vec<u8>> {
     let intensity = |row: &Row| row.flops as f64 / row.bytes as f64;
-    let rows: Vec<&Row> = report.rows.iter().filter(|row| row.flops > 0).collect();
-    let xs = around(rows.iter().map(|row| intensity(row)))
-        .ok_or_else(|| anyhow!("no row does products; there is no roofline to draw"))?;
+    let rows: Vec<&Row> = report.rows.iter().filter(|row| row.flops > 0 && wanted(&row.name)).collect();
     let (unit, scale) = report.unit();
     let (peak, bandwidth) = (report.ceilings.gemm_tflops * scale, report.ceilings.copy_gbps / 1e3 * scale);
+    let xs = around(rows.iter().map(|row| intensity(row)).chain([peak / bandwidth])).ok_or_else(|| {
+        anyhow!("the ceilings are {peak} {unit} and {bandwidth}; there is no roofline to draw")
+    })?;
     let roof = |x: f64| peak.min(x * bandwidth);
     let ys = around(rows.iter().map(|row| row.tflops * scale).chain([peak]))
         .ok_or_else(|| anyhow!("no row took any time"))?;
@@ -99,4 +100,30 @@ fn around(values: impl Iterator<Item = f64> + Clone) -> Option<Range<f64>> {
     let (low, high) = (positive.clone().reduce(f64::min)?, positive.reduce(f64::max)?);
     // a little more, so that no dot lies on the edge
     Some(10f64.powf((low / 1.2).log10().floor())..10f64.powf((high * 1.2).log10().ceil()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::tests::report;
+
+    #[test]
+    fn only_what_is_wanted_is_drawn() {
+        let mut report = report(&[("conv a", 1.0, 0.0), ("linear b", 1.0, 0.0), ("layer norm", 1.0, 0.0)]);
+        (report.ceilings.gemm_tflops, report.ceilings.copy_gbps) = (0.1, 10.0);
+        for (row, flops) in report.rows.iter_mut().zip([1 << 30, 1 << 32, 0]) {
+            (row.flops, row.bytes, row.tflops) = (flops, 1 << 20, 0.05);
+        }
+        let has = |wanted: &dyn Fn(&str) -> bool, RGBColor(r, g, b): RGBColor| {
+            let picture = image::load_from_memory(&roofline(&report, wanted).unwrap()).unwrap().into_rgb8();
+            picture.pixels().any(|pixel| pixel.0 == [r, g, b])
+        };
+        let [(_, _, conv), (_, _, linear), ..] = KINDS;
+        assert!(has(&|_| true, conv) && has(&|_| true, linear));
+        let convs = |name: &str| name.contains("conv");
+        assert!(has(&convs, conv) && !has(&convs, linear));
+        // without any, the roof alone
+        let norms = |name: &str| name.contains("norm");
+        assert!(!has(&norms, conv) && !has(&norms, linear) && has(&norms, BLACK));
+    }
 }

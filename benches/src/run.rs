@@ -28,7 +28,8 @@ pub struct Options {
 }
 
 impl Options {
-    fn wants(&self, name: &str) -> bool {
+    /// Whether a row of this name is asked for.
+    pub fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
     }
 

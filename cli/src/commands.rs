@@ -1,11 +1,11 @@
 //! The commands, and the arguments that several of them have.
 
-mod batch;
 pub mod bench;
 pub mod dataset;
 pub mod demo;
 pub mod devices;
 pub mod generate;
+mod interrupt;
 pub mod layers;
 mod lora;
 pub mod parity;
@@ -13,16 +13,15 @@ pub mod probe;
 pub mod train;
 mod tuning;
 
-use std::io::{self, Write};
-
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use strata_engine::{DType, Gpu, GpuOptions};
+use strata_model::progress::note;
 
 /// Which GPU adapter to use.
 #[derive(clap::Args)]
 pub struct GpuArgs {
     /// GPU adapter: its index in `strata devices`, or a part of its name [default: the best]
-    #[arg(long, value_name = "NAME|INDEX")]
+    #[arg(long, value_name = "NAME|INDEX", value_parser = adapter)]
     adapter: Option<String>,
 }
 
@@ -32,6 +31,30 @@ impl GpuArgs {
         let gpu = Gpu::open(&GpuOptions { adapter: self.adapter.clone(), ..GpuOptions::default() })?;
         tuning::apply(&gpu)?;
         Ok(gpu)
+    }
+}
+
+/// The largest side of a picture, in pixels: 256 times the area of Stable Diffusion's own.
+pub const MAX_SIDE: i64 = 8192;
+/// The most steps that a schedule of 1000 timesteps has.
+pub const MAX_SAMPLING_STEPS: i64 = 1000;
+
+fn adapter(text: &str) -> Result<String> {
+    let how = "give one's index in `strata devices`, or a part of its name";
+    ensure!(!text.trim().is_empty(), "names no GPU adapter; {how}");
+    let indices: Vec<&str> = text.split(',').map(str::trim).collect();
+    let all_numbers = indices.iter().all(|index| index.parse::<usize>().is_ok());
+    ensure!(indices.len() == 1 || !all_numbers, "a run has one GPU adapter; {how}");
+    Ok(text.to_owned())
+}
+
+/// Reads a seed.
+pub fn seed(text: &str) -> Result<u64> {
+    match text.parse() {
+        Ok(seed) => Ok(seed),
+        Err(_) => {
+            bail!("a seed is a whole number from 0 to {}; the same one gives the same result again", u64::MAX)
+        }
     }
 }
 
@@ -64,12 +87,6 @@ impl From<Dtype> for DType {
             Dtype::F16 => DType::F16,
         }
     }
-}
-
-/// Says something worth knowing that is no error.
-pub fn note(text: &str) {
-    // nobody may be listening
-    let _ = writeln!(io::stderr(), "note: {text}");
 }
 
 /// `1234567` as `1,234,567`.

@@ -8,12 +8,19 @@ mod commands;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use strata_model::progress;
 
 /// Trains and runs layered LoRA for Stable Diffusion, on any GPU.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES)]
+#[command(name = "strata", version, after_help = EXAMPLES)]
 struct Cli {
+    /// Show no progress; notes and errors are said all the same
+    ///
+    /// Progress is drawn on stderr in a terminal. Elsewhere it is a line at the start, one every half minute and one at the
+    /// end.
+    #[arg(long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -46,7 +53,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = with_negative_numbers(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    progress::set_quiet(cli.quiet);
     let mut out = io::stdout().lock();
     let done = match &cli.command {
         Command::Demo(command) => command.run(&mut out),
@@ -69,6 +78,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Lets options have values such as -1, so that these are refused as numbers and not as options that nobody knows.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let negative = |arg: clap::Arg| match arg.get_long().is_some() && arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(negative).mut_subcommands(with_negative_numbers)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -27,7 +27,8 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
 params! { struct Sizes { m: u32, n: u32, k: u32 } }
 
 fn product(a: &Tensor, b: &Tensor, [turn_a, turn_b]: [bool; 2]) -> Result<Tensor> {
-    let sides = |t: &Tensor, turn| if turn { [t.shape()[1], t.shape()[0]] } else { [t.shape()[0], t.shape()[1]] };
+    let sides =
+        |t: &Tensor, turn| if turn { [t.shape()[1], t.shape()[0]] } else { [t.shape()[0], t.shape()[1]] };
     let ([m, k], [rows, n]) = (sides(a, turn_a), sides(b, turn_b));
     if k != rows {
         return Err(Error::op("matmul", format!("{a:?} times {b:?}")));
@@ -66,7 +67,8 @@ fn main() -> Result<()> {
     let c = matmul(&tape, &a, &b)?;
     let ones = Tensor::from_f32(&gpu, &[1.0; 4], &[2, 2], DType::F32)?;
     let grads = tape.backward(&c, ones)?;
-    let show = |name: &str, t: &Tensor| t.to_f32().map(|values| println!("{name} {:?} = {values:?}", t.shape()));
+    let show =
+        |name: &str, t: &Tensor| t.to_f32().map(|values| println!("{name} {:?} = {values:?}", t.shape()));
     show("C", &c)?;
     show("dA", grads.get(&a).expect("it is tracked"))?;
     show("dB", grads.get(&b).expect("it is tracked"))

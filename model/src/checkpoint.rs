@@ -70,12 +70,24 @@ const FOLDERS: [(Component, &str, &str, &str); 5] = [
 const SAMPLE: usize = 64 << 10;
 const SAMPLES: u64 = 32;
 
+/// Refuses the name of a model where there is nothing of that name.
+fn check_there(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let message = "there is no such folder here. Give the path of a Stable Diffusion 1.x or 2.x model in diffusers' layout: a \
+                   folder with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/. Names are not looked up \
+                   on the internet";
+    Err(Error::file(path, message))
+}
+
 impl Checkpoint {
     /// Opens the folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout.
     ///
     /// # Errors
     /// It is no such folder, a component's folder is missing, or the U-Net is of another kind of model.
     pub fn open(path: &Path) -> Result<Self> {
+        check_there(path)?;
         ModelIndex::open(path)?;
         Self::new(Source::Folder(path.into()))
     }
@@ -85,6 +97,7 @@ impl Checkpoint {
     /// # Errors
     /// It is neither, or the U-Net is of another kind of model.
     pub fn open_unet(path: &Path) -> Result<Self> {
+        check_there(path)?;
         let whole = Source::Folder(path.into());
         let alone = Source::Unet(path.into());
         let source = [whole, alone]

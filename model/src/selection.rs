@@ -6,8 +6,9 @@ mod nearest;
 #[cfg(test)]
 mod tests;
 
+use crate::formats::kohya::kohya_name;
 use crate::layers::{LayerInfo, LayerKind};
-use crate::{Error, Result};
+use crate::{Error, Part, Result};
 use blocks::Level;
 pub use blocks::{BlockName, Blocks};
 
@@ -51,6 +52,7 @@ pub struct Match {
 ///   kohya's default), `resnet` (the residual blocks), `conv` (the convolutions of the blocks, 3×3 and 1×1);
 /// * a block as kohya counts them, `kohya:0` to `kohya:24`, or as LBW does, `IN00` to `IN11`, `M00` or `MID`, `OUT00` to
 ///   `OUT11`;
+/// * a module in kohya's naming, `lora_unet_down_blocks_1_attentions_0`: the same as its path;
 /// * a level: `high` (the finest resolution), `mid` (between), `low` (the coarser half of the levels, and `mid_block`).
 ///   With four levels and pictures of 512 × 512 pixels: latents of 64 × 64; 32 × 32; 16 × 16 and 8 × 8.
 ///
@@ -63,14 +65,17 @@ pub struct Selection {
     rules: Vec<Rule>,
 }
 
+/// More than any layer's full rank.
+const MAX_RANK: usize = 4096;
 const GROUPS: [&str; 8] = ["attn", "self-attn", "cross-attn", "ff", "proj", "transformer", "resnet", "conv"];
+const KOHYA: &str = "lora_unet_";
 const LEVELS: [(&str, Level); 3] = [("low", Level::Low), ("mid", Level::Mid), ("high", Level::High)];
 
 impl Selection {
     /// Takes rules as they are written.
     ///
     /// # Errors
-    /// [`Error::Pattern`] where there is no term, or alpha or a learning rate is not a number that can work.
+    /// [`Error::Pattern`] where there is no term, the rank is above 4096, or alpha or a learning rate is not a number that can work.
     pub fn new(rules: &[Rule]) -> Result<Self> {
         for rule in rules {
             let error = |message: String| Err(Error::Pattern { pattern: rule.select.clone(), message });
@@ -78,6 +83,13 @@ impl Selection {
                 return error(
                     "a term is missing; give a path, a group, a block or a level, such as `attn`".into(),
                 );
+            }
+            if rule.rank > MAX_RANK {
+                let rank = rule.rank;
+                return error(format!(
+                    "rank {rank} is above {MAX_RANK}; a layer has nothing more to learn above its own width, at most 1280 in \
+                     Stable Diffusion"
+                ));
             }
             if !rule.alpha.is_finite() {
                 return error(format!(
@@ -170,6 +182,8 @@ enum Term<'a> {
     /// By kohya's number.
     Block(usize),
     Path(Vec<&'a str>),
+    /// A module as kohya's files name it.
+    Kohya(&'a str),
 }
 
 impl<'a> Term<'a> {
@@ -183,6 +197,9 @@ impl<'a> Term<'a> {
         if let Some(block) = blocks.parse(term)? {
             return Ok(Self::Block(block));
         }
+        if term.starts_with(KOHYA) {
+            return Ok(Self::Kohya(term));
+        }
         Ok(Self::Path(term.split('.').collect()))
     }
 
@@ -195,6 +212,7 @@ impl<'a> Term<'a> {
                 let within = |path: &str| glob::contains(pattern, &path.split('.').collect::<Vec<_>>());
                 within(&layer.path) || blocks.ldm_path(&layer.path).is_some_and(|path| within(&path))
             }
+            Self::Kohya(name) => modules(&layer.path).any(|module| kohya_name(Part::Unet, module) == *name),
         }
     }
 
@@ -207,8 +225,14 @@ impl<'a> Term<'a> {
                 let named = |path: &str| glob::names(pattern, &path.split('.').collect::<Vec<_>>());
                 named(&layer.path) || blocks.ldm_path(&layer.path).is_some_and(|path| named(&path))
             }
+            Self::Kohya(name) => kohya_name(Part::Unet, &layer.path) == *name,
         }
     }
+}
+
+/// The modules around a layer, from the outermost, and the layer itself.
+fn modules(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(at, _)| at).chain([path.len()]).map(|end| &path[..end])
 }
 
 fn in_group(group: &str, layer: &LayerInfo) -> bool {

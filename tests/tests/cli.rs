@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::time::Duration;
 
+use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use strata_engine::DType;
 use strata_kernels::tuning_name;
@@ -21,16 +22,11 @@ pub struct Run {
     pub err: String,
 }
 
-/// The command, behind the runner that cargo uses for this target, if any (`CARGO_TARGET_<TRIPLE>_RUNNER`).
+/// The command, behind the runner that cargo uses for this target, if any. Nothing here takes minutes; what does is stuck.
 pub fn command() -> Command {
-    let program = env!("CARGO_BIN_EXE_strata-as-tested");
-    let runner =
-        std::env::vars().find(|(name, _)| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER"));
-    let words: Vec<&str> =
-        runner.iter().flat_map(|(_, words)| words.split_whitespace()).chain([program]).collect();
-    let mut command = Command::new(words[0]);
+    let mut command = Command::cargo_bin("strata-as-tested").unwrap();
     // without it Mesa has an error of its own to report
-    command.args(&words[1..]).env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir()).timeout(Duration::from_secs(900));
     command
 }
 
@@ -58,6 +54,14 @@ pub fn fails(args: &[&str], words: &[&str]) {
     assert_eq!(out, "", "{args:?}");
 }
 
+/// Wrong usage, said at once: exit code 2, with these words.
+pub fn misused(args: &[&str], words: &[&str]) {
+    let run = command().args(args).timeout(Duration::from_secs(60)).assert().code(2).stdout("");
+    let err = String::from_utf8(run.get_output().stderr.clone()).unwrap();
+    assert!(err.contains("--help"), "{args:?}: {err}");
+    words.iter().for_each(|word| assert!(err.contains(word), "{args:?}: {word:?} is not in: {err}"));
+}
+
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -73,7 +77,7 @@ fn wrong_usage_is_exit_code_2() {
         &["fly"],
         &["train"],
         &["train", "a", "--print-config"],
-        &["train", "a", "--json"],
+        &["train", "--print-config", "--json"],
         &["layers"],
         &["devices", "--jsn"],
         &["generate", "m"],
@@ -82,15 +86,48 @@ fn wrong_usage_is_exit_code_2() {
         &["parity", "d", "--dtype", "bf16"],
         &["bench", "--batch", "0"],
     ] {
-        let run = strata(args);
-        assert_eq!(run.code, Some(2), "{args:?}");
-        assert!(run.err.contains("--help"), "{args:?}: {}", run.err);
+        misused(args, &[]);
     }
+}
+
+/// What is wrong is said as a value of its option, with what would be right.
+#[test]
+fn numbers_have_limits_and_signs() {
+    let draw = ["generate", "m", "--prompt", "x"];
+    let probe = ["probe", "m", "--lora", "x"];
+    for (command, option, value, words) in [
+        (&draw[..], "--width", "100000", "1..=8192"),
+        (&draw, "--height", "100000", "1..=8192"),
+        (&draw, "--width", "0", "1..=8192"),
+        (&draw, "--count", "4000000000", "1..=65535"),
+        (&draw, "--steps", "4000000000", "1..=1000"),
+        (&draw, "--steps", "0", "1..=1000"),
+        (&draw, "--steps", "-1", "1..=1000"),
+        (&draw, "--guidance", "-1", "at least 0"),
+        (&draw, "--guidance", "nan", "at least 0"),
+        (&draw, "--seed", "-1", "from 0 to 18446744073709551615"),
+        (&draw, "--seed", "1.5", "from 0 to 18446744073709551615"),
+        (&draw, "--adapter", "", "names no GPU adapter"),
+        (&draw, "--adapter", "0,1", "one GPU adapter"),
+        (&probe, "--samples", "4000000000", "1..=1000"),
+        (&probe, "--batch", "60000", "1..=256"),
+        (&probe, "--size", "100000", "1..=8192"),
+        (&probe, "--steps", "4000000000", "1..=1000"),
+        (&probe, "--seed", "-1", "from 0 to 18446744073709551615"),
+        (&["train", "c"], "--steps", "4000000000", "1..=10000000"),
+        (&["train", "c"], "--seed", "-1", "from 0 to 18446744073709551615"),
+        (&["demo"], "--prompts", "65", "1..=64"),
+        (&["demo"], "--steps", "4000000000", "1..=100000"),
+        (&["layers", "m"], "--rank", "-1", "1..=4294967295"),
+    ] {
+        misused(&[command, &[option, value]].concat(), &[option, &format!("'{value}'"), words]);
+    }
+    fails(&["layers", text(&model()), "--rank", "4000000000"], &["rank 4000000000", "4096"]);
 }
 
 #[test]
 fn help_has_examples() {
-    assert!(prints(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+    assert_eq!(prints(&["--version"]), format!("strata {}\n", env!("CARGO_PKG_VERSION")));
     for args in [
         &["--help"][..],
         &["devices", "--help"],
@@ -110,6 +147,10 @@ fn devices_are_listed() {
     assert!(prints(&["devices"]).starts_with("0: "));
     let list: serde_json::Value = serde_json::from_str(&prints(&["devices", "--json"])).unwrap();
     assert!(list[0]["name"].is_string());
+
+    let without = |args: &[&str]| command().args(args).env("VK_LOADER_DRIVERS_DISABLE", "*").assert();
+    without(&["devices", "--json"]).success().stdout("[]\n");
+    without(&["devices"]).code(1).stdout("");
 }
 
 #[test]
@@ -164,8 +205,14 @@ fn a_damaged_tuning_is_ignored_and_said() {
 fn layers_are_listed_and_patterns_resolved() {
     let model = model();
     let model = text(&model);
-    let all = prints(&["layers", model]);
-    assert!(all.contains("attentions.0") && all.contains("IN01"), "{all}");
+    let selected = prints(&["layers", model, "--select", "mid_block ff"]);
+    assert!(selected.contains("  * transformer_blocks.0.ff.net.2 "), "{selected}");
+    assert!(!selected.contains("down_blocks") && !selected.contains("attn1"), "{selected}");
+    let all = prints(&["layers", model, "--select", "mid_block ff", "--all"]);
+    assert!(all.contains("down_blocks") && all.contains("  - ") && all.contains("IN01"), "{all}");
+    assert_eq!(selected.lines().last(), all.lines().last());
+    let kohyas = ["layers", model, "--select", "lora_unet_mid_block_attentions_0_proj_in"];
+    assert!(prints(&kohyas).contains("* 1 of "));
     let json: serde_json::Value =
         serde_json::from_str(&prints(&["layers", model, "--select", "up_blocks.1 cross-attn:3", "--json"]))
             .unwrap();
@@ -175,7 +222,7 @@ fn layers_are_listed_and_patterns_resolved() {
         &["up_blocks.1.attentoins", "up_blocks.1.attentions"],
     );
     fails(&["layers", model, "--select", ""], &["pattern"]);
-    fails(&["layers", "/no/such/model"], &["/no/such/model"]);
+    fails(&["layers", "no-such-model"], &["no-such-model", "no such folder here", "model_index.json"]);
     fails(&["layers", text(&golden("sd15-tiny", "vae"))], &["config.json"]);
 }
 
@@ -255,8 +302,13 @@ fn a_run_trains_and_its_lora_draws() {
     let folder = project();
     let at = |name: &str| folder.path().join(name);
     let config = at("run.toml");
-    let out = prints(&["train", text(&config)]);
+    let Run { code, out, err } = strata(&["train", text(&config)]);
+    assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("lora.safetensors") && out.contains("lora-000002.safetensors"), "{out}");
+    // this is no terminal: lines, not a bar
+    let line = |start: &str| err.lines().filter(|line| line.starts_with(start)).count();
+    assert_eq!((line("steps 0/3, starting"), line("steps 3/3, "), line("saved ")), (1, 1, 1), "{err}");
+    assert!(!err.contains('\u{1b}') && !err.contains('\r'), "{err:?}");
 
     let lora = LoraWeights::read(&at("lora.safetensors")).unwrap();
     assert_eq!(lora.dtype, DType::F32);
@@ -280,7 +332,13 @@ fn a_run_trains_and_its_lora_draws() {
 
     // the same config gives the same files
     let first = fs::read(at("lora.safetensors")).unwrap();
-    prints(&["train", text(&config)]);
+    let quiet = strata(&["train", text(&config), "--quiet", "--json"]);
+    assert_eq!((quiet.code, quiet.err.as_str()), (Some(0), ""));
+    let summary: serde_json::Value = serde_json::from_str(&quiet.out).unwrap();
+    assert_eq!(summary["features"][0]["steps"], 3);
+    assert_eq!(summary["features"][0]["files"].as_array().unwrap().len(), 2);
+    assert_eq!(summary["log"], text(&at("lora.jsonl")));
+    assert!(summary["features"][0]["loss"].is_f64() && summary["seconds"].is_f64(), "{summary}");
     assert!(fs::read(at("lora.safetensors")).unwrap() == first, "a second run gives another file");
     prints(&["train", text(&config), "--seed", "1"]);
     assert!(fs::read(at("lora.safetensors")).unwrap() != first, "another seed gives the same file");
@@ -328,6 +386,9 @@ fn generating_waits_for_tags() {
     lora.write(&at("tagged.safetensors")).unwrap();
     let mask = image::GrayImage::from_fn(4, 4, |x, _| image::Luma([if x < 2 { 255 } else { 0 }]));
     mask.save(at("left.png")).unwrap();
+    // the same shape in the alpha channel, and a name of another format
+    let alpha = image::GrayAlphaImage::from_fn(4, 4, |x, _| image::LumaA([0, if x < 2 { 255 } else { 0 }]));
+    alpha.save_with_format(at("alpha.jpg"), image::ImageFormat::Png).unwrap();
     let (plain, tagged, model) = (at("plain.safetensors"), at("tagged.safetensors"), model());
     let draw = |prompt: &str, lora: &str, words: &[&str]| {
         let out = at("out.png");
@@ -355,23 +416,42 @@ fn generating_waits_for_tags() {
     assert!(draw(tag, &with(&tagged, ":0.8,uncond"), &[]) == always && always != on);
     assert!(draw(tag, &with(&plain, ":0.8,tag=hair_style_a"), &["by hair_style_a"]) == on);
     assert!(draw("a cat, (hair_style_a:0.5)", &with(&tagged, ":1.6"), &["on at 0.8"]) == on);
+    let words = ["`<lora:hair:1>` in the prompt is text", "--lora FILE:WEIGHT", "`(` 1 times without `)`"];
+    draw("a cat <lora:hair:1>, (b", "", &words);
     let token = draw(tag, &with(&tagged, ":0.8,gate=token"), &["on at 0.8"]);
     let after = draw(tag, &with(&tagged, ":0.8,gate=token,after"), &[]);
     assert!(token != on && after != on && token != after && token != tag_base);
     let left = draw(tag, &with(&tagged, ":0.8,region=0:0:0.5:1"), &[]);
-    assert!(draw(tag, &with(&tagged, &format!(":0.8,region={}", at("left.png").display())), &[]) == left);
+    for mask in ["left.png", "alpha.jpg"] {
+        let region = format!(":0.8,region={}", at(mask).display());
+        assert!(draw(tag, &with(&tagged, &region), &[]) == left, "{mask}");
+    }
     assert!(left != on && left != tag_base);
 
     let refuse = |options: &str, words: &[&str]| {
         fails(&["generate", text(&model), "--prompt", "x", "--lora", &with(&plain, options)], words);
     };
-    refuse(",gaet=token,after", &["gaet=token", "gate=always|prompt|token"]);
-    refuse(",gate=sometimes", &["sometimes", "always, prompt or token"]);
     refuse(",gate=token", &["plain.safetensors", "names no tags"]);
-    refuse(",tag=sks,after", &["after needs gate=token"]);
-    refuse(",tag= ", &["tag=", "name a word"]);
-    refuse(",region=0:0:2:1", &["0:0:2:1", "left half"]);
     refuse(",region=none.png", &["none.png"]);
+}
+
+/// What is wrong with --lora is said before anything is opened, and by both commands in the same words.
+#[test]
+fn lora_arguments_have_one_grammar() {
+    let both = |options: &str, words: &[&str]| {
+        let lora = format!("no/such.safetensors{options}");
+        misused(&["generate", "m", "--prompt", "x", "--lora", &lora], words);
+        misused(&["probe", "m", "--lora", &lora], words);
+    };
+    both(",gaet=token,after", &["gaet=token", "did you mean `gate=`?", "gate=always|prompt|token"]);
+    both(",gate=tokne", &["tokne", "did you mean `token`?", "always, prompt or token"]);
+    both(",tag=sks,after", &["after needs gate=token"]);
+    both(",tag= ", &["tag= has no value"]);
+    both(",region=0:0:2:1", &["0:0:2:1", "left half"]);
+    both(":much", &["`much` is no number"]);
+    misused(&["probe", "m", "--lora", "a,gate=token"], &["gate=", "each way of gating is measured"]);
+    misused(&["generate", "m", "--prompt", "x", "--lora", "a,class=hair"], &["class=", "strata probe"]);
+    misused(&["probe", "m", "--lora", "a,class=x", "--class", "y"], &["a LoRA has one class"]);
 }
 
 #[test]
@@ -418,8 +498,10 @@ fn generating_refuses_what_cannot_work() {
     with(&["--width", "63"], &["--width 63", "multiple of"]);
     with(&["--out", "picture.gif"], &["picture.gif", ".png"]);
     with(&["--out", "no/such/folder/x.png"], &["no/such/folder/x.png"]);
-    with(&["--steps", "0"], &["steps"]);
-    with(&["--guidance=-1"], &["guidance"]);
     fails(&["generate", text(folder.path()), "--prompt", "x"], &["model_index.json"]);
+    fails(
+        &["generate", "sd15", "--prompt", "x"],
+        &["sd15: there is no such folder here", "model_index.json"],
+    );
     fails(&["parity", text(folder.path())], &[text(folder.path())]);
 }

@@ -61,7 +61,7 @@ pub struct Bench {
     /// Write the JSON to a file
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Draw the roofline to a PNG
+    /// Draw the roofline to a PNG, with the rows that were asked for
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
     /// Compare with a file that --save wrote
@@ -128,7 +128,7 @@ impl Bench {
             write_atomic(path, |file| serde_json::to_writer_pretty(file, &report).map_err(Into::into))?;
         }
         if let Some(path) = &self.plot {
-            let png = roofline(&report)?;
+            let png = roofline(&report, |name| options.wants(name))?;
             write_atomic(path, |file| file.write_all(&png))?;
         }
         Ok(())

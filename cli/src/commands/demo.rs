@@ -14,10 +14,10 @@ use anyhow::Result;
 use clap::Parser;
 use strata_engine::Gpu;
 
-use super::GpuArgs;
 use super::dataset::Dataset;
 use super::probe::Probe;
 use super::train::Train;
+use super::{GpuArgs, MAX_SAMPLING_STEPS};
 use pictures::Album;
 use report::{Leak, Report};
 use unseen::Unseen;
@@ -43,13 +43,13 @@ pub struct Demo {
     #[arg(long, value_name = "FOLDER", default_value = "demo")]
     out: PathBuf,
     /// Updates of each LoRA
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
     /// Prompts that are drawn and scored, at most 64
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=pictures::PROMPTS))]
     prompts: u16,
     /// Times that the model is run for a picture
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=MAX_SAMPLING_STEPS))]
     sampling_steps: u16,
     /// Do not train; draw with the LoRAs of an earlier demo, and write its report
     #[arg(long, conflicts_with = "steps")]

@@ -20,7 +20,7 @@ Examples:
   STRATA_COOP=0 strata train run.toml                    without cooperative matrices
   STRATA_GEMM=tile strata parity stable-diffusion-v1-5   another variant")]
 pub struct Devices {
-    /// Print JSON
+    /// Print JSON: a list, which is empty where there is no GPU adapter; without --json that is an error
     #[arg(long)]
     json: bool,
 }
@@ -28,14 +28,14 @@ pub struct Devices {
 impl Devices {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let adapters = Gpu::list();
-        if adapters.is_empty() {
-            // says what to install
-            Gpu::open(&GpuOptions::default())?;
-        }
         if self.json {
             let list: Vec<_> = adapters.iter().map(to_json).collect::<Result<_>>()?;
             writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
             return Ok(());
+        }
+        if adapters.is_empty() {
+            // says what to install
+            Gpu::open(&GpuOptions::default())?;
         }
         for AdapterSummary { index, caps, kind } in &adapters {
             writeln!(out, "{index}: {} ({kind})", caps.name)?;

@@ -1,6 +1,7 @@
 //! `strata generate`
 
 mod lora;
+mod remarks;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, waiting};
-use strata_model::{
-    Checkpoint, LoraSet, Pipeline, Prompt, Prompts, Sampling, Together, Wording, png, write_atomic,
-};
-use strata_trainer::noise::{self, Stream};
+use strata_model::{Checkpoint, LoraSet, Pipeline, Sampling, Scene, Together, Wording, png, write_atomic};
+
+use remarks::remarks;
 
 use super::lora::LoraArg;
-use super::{Dtype, GpuArgs, note};
+use super::{Dtype, GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, seed};
 
 /// Draw pictures from text with DDIM
 ///
@@ -56,23 +56,23 @@ pub struct Generate {
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
     /// Times that the model is run
-    #[arg(long, default_value_t = 25)]
-    steps: usize,
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLING_STEPS))]
+    steps: u32,
     /// How far to go from the negative prompt towards the prompt; 1 = plain prompt
-    #[arg(long, default_value_t = 7.5)]
+    #[arg(long, default_value_t = 7.5, value_parser = guidance)]
     guidance: f32,
     /// How several LoRAs whose tags are in the prompt act together
     #[arg(long, value_enum, default_value_t = TogetherArg::Sum)]
     together: TogetherArg,
     /// The picture's noise comes from this number; later pictures of --count have the numbers after it
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     seed: u64,
     /// Pixels in a row [default: what the model was trained on]
-    #[arg(long)]
-    width: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_SIDE))]
+    width: Option<u32>,
     /// Rows [default: what the model was trained on]
-    #[arg(long)]
-    height: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_SIDE))]
+    height: Option<u32>,
     /// Take the text from this layer of CLIP, counted from the last: 1 = the last, 2 = "clip skip 2"
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     clip_skip: u16,
@@ -110,11 +110,8 @@ impl From<TogetherArg> for Together {
 impl Generate {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         self.check_out()?;
-        ensure!(
-            self.guidance.is_finite() && self.guidance >= 0.0,
-            "--guidance {}: choose a number of at least 0, such as 7.5",
-            self.guidance
-        );
+        let prompts = [&self.prompt, &self.negative];
+        prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
         let loras = self.lora.iter().map(LoraArg::open).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
@@ -123,7 +120,7 @@ impl Generate {
             None => DType::F32,
         };
         let mut pipeline = open(&gpu, &self.model, dtype)?;
-        let shape = self.latent_shape(&pipeline)?;
+        let size = self.latent_size(&pipeline)?;
         let mut features = Vec::new();
         for lora in &loras {
             let context = || lora.path.display().to_string();
@@ -133,22 +130,18 @@ impl Generate {
             lora.left_out(&set).iter().for_each(|text| note(text));
         }
         let sampling =
-            Sampling { steps: self.steps, guidance: self.guidance, together: self.together.into() };
+            Sampling { steps: self.steps as usize, guidance: self.guidance, together: self.together.into() };
         let wording =
             Wording::read(pipeline.text.tokenizer(), &[&self.prompt], &[&self.negative], &features)?;
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
-        let takes = wording.takes(&features, &sampling, [shape[1], shape[2]])?;
-        let progress = bar((self.steps * usize::from(self.count)) as u64, "steps");
+        let progress = bar(u64::from(self.steps) * u64::from(self.count), "steps");
         let skip = usize::from(self.clip_skip - 1);
-        let encode = |prompts: &[Prompt]| pipeline.text.encode(prompts, skip)?.cast(dtype);
-        let prompts = Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? };
+        let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
         for i in 0..self.count {
             let seed = self.seed.wrapping_add(i.into());
-            let mut start = vec![0.0; shape.iter().product()];
-            noise::normal(seed, Stream::Picture, 0, 0, &mut start);
-            let latents = pipeline.sample(&prompts, &start, shape, &takes, &sampling, |_| progress.inc(1))?;
+            let latents = scene.draw(&pipeline, &[seed], || progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
                 write_png(&path, &picture)?;
@@ -169,18 +162,18 @@ impl Generate {
         Ok(())
     }
 
-    /// Batch, height, width and channels of the latents of one picture.
-    fn latent_shape(&self, pipeline: &Pipeline) -> Result<[usize; 4]> {
+    /// Height and width of latents.
+    fn latent_size(&self, pipeline: &Pipeline) -> Result<[usize; 2]> {
         let (unet, scale) = (pipeline.unet.config(), pipeline.vae.config().downscale());
-        let side = |name: &str, pixels: Option<usize>| match pixels {
+        let side = |name: &str, pixels: Option<u32>| match pixels.map(|pixels| pixels as usize) {
             None => Ok(unet.sample_size),
-            Some(pixels) if pixels > 0 && pixels.is_multiple_of(scale) => Ok(pixels / scale),
+            Some(pixels) if pixels.is_multiple_of(scale) => Ok(pixels / scale),
             Some(pixels) => {
                 let lower = (pixels - pixels % scale).max(scale);
                 bail!("--{name} {pixels}: must be a multiple of {scale}; try {lower} or {}", lower + scale)
             }
         };
-        Ok([1, side("height", self.height)?, side("width", self.width)?, unet.in_channels])
+        Ok([side("height", self.height)?, side("width", self.width)?])
     }
 
     fn path_of(&self, i: u16) -> PathBuf {
@@ -192,7 +185,14 @@ impl Generate {
     }
 }
 
-/// The pipeline with its U-Net in `dtype`.
+fn guidance(text: &str) -> Result<f32> {
+    match text.parse::<f32>() {
+        Ok(guidance) if guidance.is_finite() && guidance >= 0.0 => Ok(guidance),
+        _ => bail!("choose a number of at least 0, such as 7.5"),
+    }
+}
+
+/// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
 pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
     let checkpoint = Checkpoint::open(root)?;
     let _reading = waiting("reading the model");

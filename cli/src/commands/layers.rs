@@ -10,7 +10,7 @@ use strata_model::{BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, R
 
 use super::thousands;
 
-/// Show the layers of a U-Net and what a selection hits
+/// Show which layers of a U-Net a selection hits
 ///
 /// Needs no GPU. Beside each block stand the names that kohya's trainers and LBW have for it, both of which --select
 /// understands.
@@ -18,11 +18,14 @@ use super::thousands;
 #[command(after_help = "\
 Examples:
   strata layers sd15
+  strata layers sd15 --all
   strata layers sd15 --select 'up_blocks.1 cross-attn' --select mid_block:16 --rank 4
+  strata layers sd15 --select lora_unet_down_blocks_1_attentions_0_proj_in
   strata layers sd15/unet --select IN04,OUT08 --json
 
 RULE is a path (up_blocks.1, down_blocks.*.attn2.to_k), a group (attn, self-attn, cross-attn, ff, proj, transformer,
-resnet, conv), a block (IN04, M00, OUT08, kohya:16) or a level (low, mid, high). `A B` is what is in both, `A,B` what
+resnet, conv), a block (IN04, M00, OUT08, kohya:16), a level (low, mid, high) or a module of kohya's LoRA files
+(lora_unet_mid_block_attentions_0). `A B` is what is in both, `A,B` what
 is in either. 3x3 convolutions are hit by resnet, conv and their own names alone; `OUT08 conv` is those of a block. A later
 rule overrides an earlier one on the same layer, and may have a rank of its own after a colon.")]
 pub struct Layers {
@@ -34,6 +37,9 @@ pub struct Layers {
     /// Rank of rules that have none of their own
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     rank: u32,
+    /// Show the layers that are not selected as well
+    #[arg(long)]
+    all: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,13 +52,19 @@ struct Unit<'a> {
     layers: Vec<(&'a LayerInfo, Option<&'a Match>)>,
 }
 
+/// The units of a U-Net, and which of them are shown.
+struct Units<'a> {
+    units: Vec<Unit<'a>>,
+    all: bool,
+}
+
 impl Layers {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let checkpoint = Checkpoint::open_unet(&self.model)?;
         checkpoint.check_unet()?;
         let layers = checkpoint.layers()?;
         let matches = Selection::new(&self.rules()?)?.resolve(&layers)?;
-        let units = units(&layers, &matches);
+        let units = Units { units: units(&layers, &matches), all: self.all };
         match self.json {
             true => print_json(out, &units),
             false => print(out, &units),
@@ -122,9 +134,31 @@ impl Unit<'_> {
     }
 }
 
-fn print(out: &mut impl Write, units: &[Unit]) -> Result<()> {
+impl Units<'_> {
+    fn shown(&self) -> impl Iterator<Item = &Unit<'_>> {
+        self.units.iter().filter(|unit| self.all || unit.hits().next().is_some())
+    }
+
+    fn shown_of<'a>(
+        &self,
+        unit: &'a Unit<'a>,
+    ) -> impl Iterator<Item = &'a (&'a LayerInfo, Option<&'a Match>)> {
+        let all = self.all;
+        unit.layers.iter().filter(move |(_, hit)| all || hit.is_some())
+    }
+
+    fn hits(&self) -> impl Iterator<Item = &Match> {
+        self.units.iter().flat_map(Unit::hits)
+    }
+
+    fn layers(&self) -> usize {
+        self.units.iter().map(|unit| unit.layers.len()).sum()
+    }
+}
+
+fn print(out: &mut impl Write, units: &Units) -> Result<()> {
     let mut block = "";
-    for unit in units {
+    for unit in units.shown() {
         let (parent, own) = match unit.path.match_indices(['.']).nth_back(1) {
             Some((at, _)) => (&unit.path[..at], &unit.path[at + 1..]),
             None => ("", unit.path.as_str()),
@@ -141,7 +175,7 @@ fn print(out: &mut impl Write, units: &[Unit]) -> Result<()> {
             _ => format!("{count} of {} layers, {} parameters", unit.layers.len(), thousands(numbers)),
         };
         writeln!(out, "{}", format!("{indent}{own:24}  {name:15}  {hit}").trim_end())?;
-        for (layer, hit) in &unit.layers {
+        for (layer, hit) in units.shown_of(unit) {
             let path = match layer.path[unit.path.len()..].trim_start_matches('.') {
                 "" => own,
                 inner => inner,
@@ -155,9 +189,8 @@ fn print(out: &mut impl Write, units: &[Unit]) -> Result<()> {
             writeln!(out, "{}", line.trim_end())?;
         }
     }
-    let all = || units.iter().flat_map(Unit::hits);
-    let (count, numbers): (usize, usize) = (all().count(), all().map(parameters).sum());
-    let layers: usize = units.iter().map(|unit| unit.layers.len()).sum();
+    let (count, numbers): (usize, usize) = (units.hits().count(), units.hits().map(parameters).sum());
+    let layers = units.layers();
     let kilobytes = thousands((2 * numbers).div_ceil(1000));
     writeln!(
         out,
@@ -167,7 +200,7 @@ fn print(out: &mut impl Write, units: &[Unit]) -> Result<()> {
     Ok(())
 }
 
-fn print_json(out: &mut impl Write, units: &[Unit]) -> Result<()> {
+fn print_json(out: &mut impl Write, units: &Units) -> Result<()> {
     let block = |unit: &Unit| {
         let layer = |(layer, hit): &(&LayerInfo, Option<&Match>)| {
             json!({
@@ -187,15 +220,14 @@ fn print_json(out: &mut impl Write, units: &[Unit]) -> Result<()> {
             "lbw": unit.name.as_ref().map(|name| &name.lbw),
             "selected": unit.hits().count(),
             "parameters": unit.hits().map(parameters).sum::<usize>(),
-            "layers": unit.layers.iter().map(layer).collect::<Vec<_>>(),
+            "layers": units.shown_of(unit).map(layer).collect::<Vec<_>>(),
         })
     };
-    let all = || units.iter().flat_map(Unit::hits);
     let value = json!({
-        "blocks": units.iter().map(block).collect::<Vec<_>>(),
-        "layers": units.iter().map(|unit| unit.layers.len()).sum::<usize>(),
-        "selected": all().count(),
-        "parameters": all().map(parameters).sum::<usize>(),
+        "blocks": units.shown().map(block).collect::<Vec<_>>(),
+        "layers": units.layers(),
+        "selected": units.hits().count(),
+        "parameters": units.hits().map(parameters).sum::<usize>(),
     });
     writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
     Ok(())
@@ -208,7 +240,7 @@ mod tests {
     #[test]
     fn ranks_after_a_colon() {
         let select = ["attn", "mid_block:16", "kohya:16", "kohya:16:4"].map(String::from).to_vec();
-        let layers = Layers { model: "m".into(), select, rank: 8, json: false };
+        let layers = Layers { model: "m".into(), select, rank: 8, all: false, json: false };
         let rules = layers.rules().unwrap();
         let parsed: Vec<(&str, usize)> = rules.iter().map(|rule| (rule.select.as_str(), rule.rank)).collect();
         assert_eq!(parsed, [("attn", 8), ("mid_block", 16), ("kohya:16", 8), ("kohya:16", 4)]);

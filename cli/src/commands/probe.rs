@@ -18,7 +18,7 @@ use strata_trainer::probe::{
 };
 
 use super::generate::open;
-use super::{Dtype, GpuArgs};
+use super::{Dtype, GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, seed};
 use loras::Loras;
 use pictures::Drawing;
 
@@ -55,16 +55,16 @@ pub struct Probe {
     #[arg(long, value_name = "FOLDER")]
     pictures_from: Option<PathBuf>,
     /// Draws of noise and timestep in each of four bands of timesteps
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1000))]
     samples: u16,
     /// All chance comes from this number
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed)]
     seed: u64,
     /// Pixels of a side [default: what the model was trained on]
-    #[arg(long, value_name = "PIXELS")]
-    size: Option<usize>,
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=MAX_SIDE))]
+    size: Option<u32>,
     /// Draws that go through the model at once
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
     batch: u16,
     /// Do not measure each block alone, which takes a run for each
     #[arg(long)]
@@ -76,11 +76,11 @@ pub struct Probe {
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Pairs of prompts, with the tag and without, that the report shows pictures of; 0 = none
-    #[arg(long, default_value_t = 1, value_name = "PAIRS")]
+    #[arg(long, default_value_t = 1, value_name = "PAIRS", value_parser = clap::value_parser!(u16).range(..=100))]
     pictures: u16,
     /// Times that the model is run for a picture
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLING_STEPS))]
+    steps: u32,
     /// Write latents, timesteps and text states as safetensors, for comparisons with other programs
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
@@ -140,9 +140,9 @@ impl Probe {
             dtype,
             script: probe.script(),
             pairs: self.pairs(),
-            steps: self.steps,
+            steps: self.steps as usize,
             seed: self.seed,
-            shape: [h, w, channels],
+            size: [h, w],
         };
         let mut reports = Vec::new();
         for (i, (name, lora)) in loras.iter().enumerate() {
@@ -182,10 +182,10 @@ impl Probe {
 
     fn latent_shape(&self, pipeline: &Pipeline) -> Result<[usize; 3]> {
         let (unet, scale) = (pipeline.unet.config(), pipeline.vae.config().downscale());
-        let side = match self.size {
+        let side = match self.size.map(|pixels| pixels as usize) {
             None => unet.sample_size,
-            Some(pixels) if pixels > 0 && pixels.is_multiple_of(scale) => pixels / scale,
-            Some(pixels) => bail!("--size {pixels}: must be a multiple of {scale}, and not 0"),
+            Some(pixels) if pixels.is_multiple_of(scale) => pixels / scale,
+            Some(pixels) => bail!("--size {pixels}: must be a multiple of {scale}"),
         };
         Ok([side, side, unet.in_channels])
     }
@@ -207,7 +207,7 @@ impl Probe {
     fn passes(&self, script: &Script, draws: &Draws, parts: &[Vec<Part>]) -> usize {
         let batches = draws.draws().len().div_ceil(self.batch.into());
         let of = |(i, parts): (usize, &Vec<Part>)| (GATES.len() + parts.len()) * script.prompts_of(i).len();
-        let drawn = parts.len() * self.pairs() * pictures::PER_PAIR * self.steps;
+        let drawn = parts.len() * self.pairs() * pictures::PER_PAIR * self.steps as usize;
         batches * (script.texts().len() + parts.iter().enumerate().map(of).sum::<usize>()) + drawn
     }
 }

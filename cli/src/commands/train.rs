@@ -4,16 +4,18 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
-use strata_trainer::{Config, Interrupt, Memory, Outcome, ProbeRecord, Summary, measure, run};
+use strata_trainer::{Config, Memory, Outcome, ProbeRecord, Summary, measure, run};
 
-use super::{Dtype, GpuArgs, note, thousands};
+use super::interrupt::interruptible;
+use super::{Dtype, GpuArgs, note, seed, thousands};
 
 /// Train a LoRA as a config file says
 ///
 /// Writes the LoRA (and one file every `save_every` steps) and a log with one line of JSON per step. Files are whole or not
-/// there, so a run may be stopped at any time; features that are done are not trained again. Two runs of one config
-/// give equal files.
+/// there. Ctrl-C ends the run after the step under way, and what was learned until then is written to a file of its own;
+/// features that are done are not trained again. Two runs of one config give equal files.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,7 +24,8 @@ Examples:
   strata train run.toml
   strata train run.toml --dry-run                 how much GPU memory it takes
   strata train features.toml --only hair_style_a
-  strata train run.toml --steps 20 --seed 7 --adapter nvidia")]
+  strata train run.toml --steps 20 --seed 7 --adapter nvidia
+  strata train run.toml --quiet --json            for scripts: no progress, and the summary as JSON")]
 pub struct Train {
     /// The config, a TOML file
     #[arg(required_unless_present = "print_config")]
@@ -45,17 +48,17 @@ pub struct Train {
     /// (train.probe_every) are left out.
     #[arg(long, requires = "config")]
     dry_run: bool,
-    /// Print JSON, in bytes
-    #[arg(long, requires = "dry_run")]
+    /// Print JSON: what was trained and written, or with --dry-run bytes
+    #[arg(long, conflicts_with = "print_config")]
     json: bool,
     /// Train this feature alone, again if it is done
     #[arg(long, value_name = "FEATURE")]
     only: Option<String>,
     /// Updates of the LoRA, instead of the config's
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     steps: Option<u64>,
     /// All chance comes from this number, instead of the config's
-    #[arg(long)]
+    #[arg(long, value_parser = seed)]
     seed: Option<u64>,
     /// Number format of weights and activations, instead of the config's
     #[arg(long, value_enum)]
@@ -102,11 +105,15 @@ impl Train {
                 false => print(&memory, out),
             };
         }
-        let summary = run(&gpu, &config, self.only.as_deref(), &Interrupt::default())?;
+        let summary = interruptible(|interrupt| run(&gpu, &config, self.only.as_deref(), interrupt))??;
+        let json = self.json.then(|| to_json(&summary));
         let Summary { features, combined, log, seconds, dtype } = summary;
         if dtype == DType::F32 && config.train.dtype == DType::F16 {
             let name = &gpu.caps().name;
             note(&format!("GPU adapter {name} has no f16 in shaders; trained in f32"));
+        }
+        if let Some(json) = json {
+            return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?);
         }
         let trained = features.iter().filter(|feature| !feature.files.is_empty());
         let steps: u64 = trained.map(|feature| feature.steps).sum();
@@ -142,6 +149,31 @@ impl Train {
         }
         Ok(())
     }
+}
+
+/// All of a summary. A loss that is not finite is null.
+fn to_json(summary: &Summary) -> Value {
+    let feature = |feature: &Outcome| {
+        json!({
+            "name": feature.name,
+            "trained": !feature.files.is_empty(),
+            "files": feature.files,
+            "steps": feature.steps,
+            "skipped": feature.skipped,
+            "layers": feature.layers,
+            "parameters": feature.parameters,
+            "loss": feature.loss,
+            "probe": feature.probe,
+            "stopped": feature.stopped,
+        })
+    };
+    json!({
+        "features": summary.features.iter().map(feature).collect::<Vec<_>>(),
+        "combined": summary.combined,
+        "log": summary.log,
+        "seconds": summary.seconds,
+        "dtype": if summary.dtype == DType::F16 { "f16" } else { "f32" },
+    })
 }
 
 fn print(memory: &Memory, out: &mut impl Write) -> Result<()> {

@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::blocks::Blocks;
-use super::{GROUPS, LEVELS, Term};
-use crate::Error;
+use super::{GROUPS, KOHYA, LEVELS, Term, modules};
+use crate::formats::kohya::kohya_name;
 use crate::layers::LayerInfo;
+use crate::{Error, Part};
 
 /// How many suggestions are made.
 const SHOWN: usize = 3;
@@ -24,13 +25,15 @@ pub fn no_hit(term: &str, layers: &[LayerInfo], blocks: &Blocks) -> Error {
 }
 
 fn nearest(term: &str, layers: &[LayerInfo]) -> String {
-    let mut names: BTreeSet<&str> = GROUPS.into_iter().chain(LEVELS.map(|(name, _)| name)).collect();
-    for layer in layers {
-        let dots = layer.path.match_indices('.').map(|(at, _)| at);
-        names.extend(dots.chain([layer.path.len()]).map(|end| &layer.path[..end]));
-    }
-    let mut ranked: Vec<(usize, &str)> =
-        names.into_iter().map(|name| (strsim::levenshtein(term, name), name)).collect();
+    let paths: BTreeSet<&str> = layers.iter().flat_map(|layer| modules(&layer.path)).collect();
+    let names: BTreeSet<String> = match term.starts_with(KOHYA) {
+        true => paths.into_iter().map(|path| kohya_name(Part::Unet, path)).collect(),
+        false => {
+            paths.into_iter().chain(GROUPS).chain(LEVELS.map(|(name, _)| name)).map(str::to_owned).collect()
+        }
+    };
+    let mut ranked: Vec<(usize, String)> =
+        names.into_iter().map(|name| (strsim::levenshtein(term, &name), name)).collect();
     ranked.sort();
     let shown: Vec<String> = ranked.iter().take(SHOWN).map(|(_, name)| format!("`{name}`")).collect();
     shown.join(", ")

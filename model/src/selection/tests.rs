@@ -131,6 +131,26 @@ fn terms_narrow_and_widen() {
     assert_eq!(hits("time_embedding", &layers).len(), 2);
 }
 
+#[test]
+fn modules_have_kohyas_names_too() {
+    let layers = sd15();
+    let paths: Vec<&str> = layers.iter().flat_map(|layer| modules(&layer.path)).collect();
+    for path in paths {
+        let ours = matches(&[rule(path)], &layers).map(|matches| matches.len()).map_err(|_| ());
+        let kohyas = matches(&[rule(&kohya_name(crate::Part::Unet, path))], &layers)
+            .map(|matches| matches.len())
+            .map_err(|_| ());
+        assert_eq!(ours, kohyas, "{path}");
+    }
+    assert_eq!(
+        hits("lora_unet_down_blocks_1_attentions_0_proj_in", &layers),
+        ["down_blocks.1.attentions.0.proj_in"]
+    );
+    assert_eq!(hits("lora_unet_up_blocks_1 & attn", &layers), hits("up_blocks.1 & attn", &layers));
+    // no part of a name is a module
+    assert!(matches(&[rule("lora_unet_down_blocks_1_attentions_0_proj")], &layers).is_err());
+}
+
 /// A 3×3 convolution is in what names it, and in no subtree, block or level.
 #[test]
 fn convolutions_are_asked_for() {
@@ -192,12 +212,15 @@ fn mistakes_are_explained() {
         ("kohya:25", "kohya:0 to kohya:24"),
         ("IN12", "IN00 to IN11"),
         ("BASE", "text encoder"),
+        ("lora_unet_mid_blok_attentions_0", "`lora_unet_mid_block_attentions_0`"),
         ("", "a term is missing"),
         ("attn,", "a term is missing"),
     ] {
         let message = message(select, &layers);
         assert!(message.contains(part), "{select}: {message}");
     }
+    let message = matches(&[Rule { rank: 4_000_000_000, ..rule("attn") }], &layers).unwrap_err().to_string();
+    assert!(message.contains("rank 4000000000 is above 4096"), "{message}");
     assert!(matches(&[Rule { alpha: f32::NAN, ..rule("attn") }], &layers).is_err());
     assert!(matches(&[Rule { lr: Some(-1.0), ..rule("attn") }], &layers).is_err());
 }

@@ -125,17 +125,19 @@ impl<'a> Pupil<'a> {
         &self.outcome
     }
 
-    /// Takes a step and notes it; saves and probes where it is time.
-    pub fn step(&mut self, unet: &Unet, log: &mut Logs) -> Result<()> {
+    /// Takes a step and notes it; saves and probes where it is time. Returns the file that was saved, if any.
+    pub fn step(&mut self, unet: &Unet, log: &mut Logs) -> Result<Option<PathBuf>> {
         let record = self.lesson.step(unet, &mut self.learner, self.silence.as_ref(), self.taken)?;
         self.taken += 1;
         log.step(&record)?;
         self.outcome.note(&record);
         let every = self.run.config.train.save_every;
+        let mut saved = None;
         if every > 0 && self.taken.is_multiple_of(every) && self.taken < self.steps {
             let path = self.numbered();
             self.write(&path, false)?;
-            self.outcome.files.push(path);
+            self.outcome.files.push(path.clone());
+            saved = Some(path);
         }
         let found = self.watch.as_ref().map(|watch| watch.look(unet, self.taken)).transpose()?.flatten();
         if let Some(record) = found {
@@ -145,7 +147,7 @@ impl<'a> Pupil<'a> {
             self.outcome.stopped = limit > 0.0 && leaks;
             self.outcome.probe = Some(record);
         }
-        Ok(())
+        Ok(saved)
     }
 
     /// One step that leaves nothing behind but what it takes of memory.

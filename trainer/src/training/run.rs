@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use strata_engine::{DType, Gpu};
-use strata_model::progress::{bar, waiting};
-use strata_model::{Checkpoint, Lock, LoraSet, LoraWeights, NoiseSchedule, Unet, check_room, lock};
+use strata_model::progress::{bar, note, saved, waiting};
+use strata_model::{Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Unet, check_room, lock};
 
 use crate::config::Order;
 use crate::data::latents::Latents;
@@ -66,6 +66,7 @@ impl Interrupt {
 /// end was asked for. What was learned until then is written all the same, and [`Error::Unfinished`] says where.
 pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt) -> Result<Summary> {
     let run = Run::open(gpu, config, only)?;
+    run.notes()?.iter().for_each(|text| note(text));
     let _locks = run.make_room()?;
     let before = |plan: &Plan| Outcome::before(plan, config.steps_of(&plan.feature));
     let mut summary = Summary {
@@ -80,6 +81,7 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
         let mut log = Logs::new(StepLog::append(&config.log_path())?, board);
         let materials = run.prepare()?;
+        run.long_captions(&materials.texts)?.iter().for_each(|text| note(text));
         let mut unet = run.unet()?;
         let started = Instant::now();
         for class in run.classes() {
@@ -114,7 +116,8 @@ fn steps(pupils: &mut [Pupil<'_>], unet: &Unet, log: &mut Logs, interrupt: &Inte
             return Err(Error::Interrupted { steps: taken });
         }
         for pupil in pupils.iter_mut().filter(|pupil| pupil.is_due()) {
-            pupil.step(unet, log)?;
+            let files = pupil.step(unet, log)?;
+            saved(&progress, &files);
         }
         taken += 1;
         let losses: Vec<String> = pupils.iter().map(|pupil| format!("{:.4}", pupil.loss())).collect();
@@ -123,6 +126,20 @@ fn steps(pupils: &mut [Pupil<'_>], unet: &Unet, log: &mut Logs, interrupt: &Inte
     }
     progress.finish_and_clear();
     Ok(())
+}
+
+/// Layers whose LoRA has more directions than the layer: the rest cost memory and time, and can learn nothing more.
+fn too_wide(matches: &[Match]) -> Option<String> {
+    let width = |m: &Match| m.layer.outputs.min(m.layer.inputs * m.layer.side() * m.layer.side());
+    let wide: Vec<&Match> = matches.iter().filter(|m| m.rank > width(m)).collect();
+    let first = wide.first()?;
+    let more = if wide.len() > 1 { format!(", and in {} more", wide.len() - 1) } else { String::new() };
+    Some(format!(
+        "rank {} is more than the {} directions that {} has{more}: a rank above a layer's width learns nothing more",
+        first.rank,
+        width(first),
+        first.layer.path
+    ))
 }
 
 /// What all pupils of a run share.
@@ -164,6 +181,28 @@ impl<'a> Run<'a> {
         let plans = plan(config, &checkpoint, only)?;
         let dtype = storage_dtype(gpu, config.train.dtype);
         Ok(Self { gpu, config, checkpoint, schedule, dtype, plans })
+    }
+
+    /// What is worth knowing before the first step: what was taken of the folders and what was not, and what of the model's
+    /// configuration and of the rules will have no effect.
+    fn notes(&self) -> Result<Vec<String>> {
+        let mut notes = self.checkpoint.scheduler()?.notes;
+        for plan in self.plans.iter().filter(|plan| plan.due) {
+            notes.push(plan.dataset.summary());
+            notes.extend(too_wide(&plan.matches));
+        }
+        Ok(notes)
+    }
+
+    /// Captions that the text encoder reads in several pieces.
+    fn long_captions(&self, texts: &Texts) -> Result<Option<String>> {
+        let (mut long, mut all) = (0, 0);
+        for picture in self.plans.iter().filter(|plan| plan.due).flat_map(|plan| plan.dataset.pictures()) {
+            long += usize::from(texts.chunks([picture.caption.as_str()])? > 1);
+            all += 1;
+        }
+        let how = "longer than the text encoder's window of 75 tokens; they are read in several windows, as at generation";
+        Ok((long > 0).then(|| format!("{long} of {all} captions are {how}")))
     }
 
     /// Features that are trained side by side, one such class after the other.

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, bail};
 use image::{RgbImage, imageops};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
-use strata_model::{Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Tag, Together, png};
+use strata_model::{
+    Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Scene, Tag, Together, Wording, png,
+};
 use strata_trainer::{Alignment, Sheet};
 
 use super::files::{FEATURES, PLAIN, put};
 use super::unseen::Unseen;
-use crate::commands::batch::Batch;
 use crate::commands::generate::open;
 
 /// Captions of portraits that nothing was trained on, one a line: `a portrait of a man, HAIR, CLOTHES, …`.
@@ -117,20 +118,16 @@ impl Album {
             .collect();
         let progress = bar((plan.len() * steps) as u64, "steps");
         let sampling = Sampling { steps, guidance: GUIDANCE, together: Together::Place };
-        let unet = pipeline.unet.config();
-        let shape = [unet.sample_size, unet.sample_size, unet.in_channels];
+        let size = [pipeline.unet.config().sample_size; 2];
         let mut series = Vec::new();
         for (way, tags, count) in plan {
             let prompts = prompts(count, tags);
-            let batch = Batch {
-                prompts: &prompts.iter().map(String::as_str).collect::<Vec<_>>(),
-                seeds: &(0..count as u64).collect::<Vec<_>>(),
-                features: &features(&pipeline, way)?,
-                sampling: sampling.clone(),
-                dtype: DType::F32,
-                shape,
-            };
-            let latents = batch.latents(&pipeline, &mut || progress.inc(1))?;
+            let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let features = features(&pipeline, way)?;
+            let wording = Wording::read(pipeline.text.tokenizer(), &prompts, &vec![""; count], &features)?;
+            let scene = Scene::new(&pipeline, &wording, &features, &sampling, DType::F32, size, 0)?;
+            let seeds: Vec<u64> = (0..count as u64).collect();
+            let latents = scene.draw(&pipeline, &seeds, || progress.inc(1))?;
             let pictures = pipeline.decode(&latents)?;
             let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
             series.push(Series { way, tags, pictures, latents });

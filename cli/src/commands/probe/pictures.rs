@@ -3,10 +3,8 @@
 use anyhow::Result;
 use image::RgbImage;
 use strata_engine::DType;
-use strata_model::{Feature, GateMode, Pipeline, Sampling};
+use strata_model::{Feature, GateMode, Pipeline, Sampling, Scene, Wording};
 use strata_trainer::probe::{Grid, GridRow, GroupKind, Script};
-
-use crate::commands::batch::Batch;
 
 /// What is drawn with, and how.
 pub struct Drawing<'a> {
@@ -17,8 +15,8 @@ pub struct Drawing<'a> {
     pub pairs: usize,
     pub steps: usize,
     pub seed: u64,
-    /// Height, width and channels of latents.
-    pub shape: [usize; 3],
+    /// Height and width of latents.
+    pub size: [usize; 2],
 }
 
 /// Pictures of a pair of prompts.
@@ -79,15 +77,9 @@ impl Drawing<'_> {
         tick: &mut dyn FnMut(),
     ) -> Result<RgbImage> {
         let sampling = Sampling { steps: self.steps, ..Sampling::default() };
-        let drawing = Batch {
-            prompts: &[prompt],
-            seeds: &[seed],
-            features,
-            sampling,
-            dtype: self.dtype,
-            shape: self.shape,
-        };
-        let mut pictures = self.pipeline.decode(&drawing.latents(self.pipeline, tick)?)?;
+        let wording = Wording::read(self.pipeline.text.tokenizer(), &[prompt], &[""], features)?;
+        let scene = Scene::new(self.pipeline, &wording, features, &sampling, self.dtype, self.size, 0)?;
+        let mut pictures = self.pipeline.decode(&scene.draw(self.pipeline, &[seed], tick)?)?;
         Ok(pictures.remove(0))
     }
 }

@@ -1,0 +1,54 @@
+//! From prompts and seeds to latents.
+
+use strata_engine::{DType, Tensor};
+
+use crate::noise::{self, Stream};
+use crate::{Feature, Pipeline, Prompt, Prompts, Result, Sampling, Takes, Wording};
+
+/// Pictures to draw at once: their prompts in text states, and when each feature is on in them.
+pub struct Scene {
+    prompts: Prompts,
+    takes: Takes,
+    sampling: Sampling,
+    /// Height, width and channels of latents.
+    shape: [usize; 3],
+}
+
+impl Scene {
+    /// Encodes prompts that were read with `features`, those of the LoRA sets that are attached. `dtype` is the U-Net's, h × w
+    /// the size of latents, and `skip` [`TextEncoder::encode`](crate::TextEncoder::encode)'s.
+    ///
+    /// # Errors
+    /// `skip` is more than there are layers, a region is none, or the GPU fails.
+    pub fn new(
+        pipeline: &Pipeline,
+        wording: &Wording,
+        features: &[Feature],
+        sampling: &Sampling,
+        dtype: DType,
+        [h, w]: [usize; 2],
+        skip: usize,
+    ) -> Result<Self> {
+        let encode = |prompts: &[Prompt]| pipeline.text.encode(prompts, skip)?.cast(dtype);
+        Ok(Self {
+            prompts: Prompts { wanted: encode(&wording.wanted)?, unwanted: encode(&wording.unwanted)? },
+            takes: wording.takes(features, sampling, [h, w])?,
+            sampling: sampling.clone(),
+            shape: [h, w, pipeline.unet.config().in_channels],
+        })
+    }
+
+    /// Latents [B, h, w, C] whose noise comes from a seed for each picture. `tick` is called after each step.
+    ///
+    /// # Errors
+    /// Seeds and prompts are not equally many, or [`Pipeline::sample`]'s.
+    pub fn draw(&self, pipeline: &Pipeline, seeds: &[u64], mut tick: impl FnMut()) -> Result<Tensor> {
+        let [h, w, channels] = self.shape;
+        let mut start = vec![0.0; seeds.len() * h * w * channels];
+        for (seed, start) in seeds.iter().zip(start.chunks_exact_mut(h * w * channels)) {
+            noise::normal(*seed, Stream::Picture, 0, 0, start);
+        }
+        let shape = [seeds.len(), h, w, channels];
+        pipeline.sample(&self.prompts, &start, shape, &self.takes, &self.sampling, |_| tick())
+    }
+}
