@@ -1,7 +1,8 @@
 //! What a config must satisfy beyond its types.
 
+use std::borrow::Borrow;
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Config;
 use super::section::{Entry, Section};
@@ -71,11 +72,6 @@ pub(crate) fn join(at: &str, name: &str) -> String {
     if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") }
 }
 
-/// What `check` finds wrong with a value.
-pub(crate) fn fault<T>(value: &T, check: impl Fn(&T) -> Result<(), String>) -> Option<String> {
-    check(value).err()
-}
-
 /// That a value `must` be something.
 pub(crate) fn require(ok: bool, must: impl Into<String>) -> Result<(), String> {
     if ok { Ok(()) } else { Err(must.into()) }
@@ -90,11 +86,11 @@ pub(crate) fn within<T: PartialOrd + Display>(min: T, max: T) -> impl Fn(&T) -> 
 }
 
 /// Nothing, or what `check` accepts.
-pub(crate) fn if_set<T>(
-    check: impl Fn(&T) -> Result<(), String>,
+pub(crate) fn if_set<T: Borrow<B>, B: ?Sized>(
+    check: impl Fn(&B) -> Result<(), String>,
 ) -> impl Fn(&Option<T>) -> Result<(), String> {
     move |value| match value {
-        Some(value) => check(value).map_err(|must| format!("{must}; omit it for the default")),
+        Some(value) => check(value.borrow()).map_err(|must| format!("{must}; omit it for the default")),
         None => Ok(()),
     }
 }
@@ -110,17 +106,17 @@ pub(crate) fn not_negative(x: &f64) -> Result<(), String> {
 }
 
 /// A path that is not empty; `what` it leads to.
-pub(crate) fn named(what: &'static str) -> impl Fn(&PathBuf) -> Result<(), String> {
+pub(crate) fn named(what: &'static str) -> impl Fn(&Path) -> Result<(), String> {
     move |path| require(!path.as_os_str().is_empty(), format!("must be {what}"))
 }
 
 /// A LoRA file.
-pub(crate) fn lora_file(path: &PathBuf) -> Result<(), String> {
+pub(crate) fn lora_file(path: &Path) -> Result<(), String> {
     let named = path.file_stem().is_some() && path.extension().is_some_and(|e| e == "safetensors");
     require(named, "must be the path of a `.safetensors` file")
 }
 
 /// A file, as opposed to `..` and nothing.
-pub(crate) fn file_name(path: &PathBuf) -> Result<(), String> {
-    require(Path::file_name(path).is_some(), "must be the path of a file")
+pub(crate) fn file_name(path: &Path) -> Result<(), String> {
+    require(path.file_name().is_some(), "must be the path of a file")
 }

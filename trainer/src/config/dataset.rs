@@ -49,7 +49,7 @@ impl DatasetConfig {
     }
 }
 
-fn caption_extension(extension: &String) -> Result<(), String> {
+fn caption_extension(extension: &str) -> Result<(), String> {
     let bare = extension.strip_prefix('.').unwrap_or("");
     let named = !bare.is_empty() && !bare.contains(['/', '\\']);
     require(named, "must be a dot and a name, such as \".txt\"")?;

@@ -47,13 +47,13 @@ section! {
     together FeatureConfig::check_together;
 }
 
-fn file_stem(name: &String) -> Result<(), String> {
+fn file_stem(name: &str) -> Result<(), String> {
     let simple = |c: char| c.is_alphanumeric() || "_-.".contains(c);
     let named = !name.is_empty() && name.chars().all(simple) && !name.starts_with('.');
     require(named, "must be letters, digits, `_`, `-` and `.`, as files are named after it")
 }
 
-fn tags(tags: &Vec<String>) -> Result<(), String> {
+fn tags(tags: &[String]) -> Result<(), String> {
     let named = !tags.is_empty() && tags.iter().all(|tag| !tag.trim().is_empty());
     require(named, "must name at least one tag; a feature without one could not be called")
 }

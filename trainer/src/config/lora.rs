@@ -24,7 +24,7 @@ section! {
     }
 }
 
-fn pattern(select: &String) -> Result<(), String> {
+fn pattern(select: &str) -> Result<(), String> {
     require(!select.trim().is_empty(), "must be a pattern or a group, such as \"attn\"")
 }
 

@@ -19,10 +19,8 @@ impl Config {
     /// [`Config::parse`] says.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read config", path))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let (line, message) = not_utf8(e.as_bytes(), e.utf8_error().valid_up_to());
-            Error::Config { file: Some(path.to_owned()), line, message }
-        })?;
+        let fail = |(line, message)| Error::Config { file: Some(path.to_owned()), line, message };
+        let text = decode(bytes).map_err(fail)?;
         Self::parse(&text, path)
     }
 
@@ -133,13 +131,17 @@ fn hint(name: &str, at: &str, known: &[Known]) -> String {
     let mut elsewhere = Vec::new();
     visit(&<Config as Section>::schema(), "", "", &mut |table, label, known| {
         if same(known) && table != at {
-            elsewhere.push((table.to_owned(), format!("did you mean `{}` {label}?", known.name)));
+            elsewhere.push((table.to_owned(), format!("`{}` {label}", known.name)));
         }
     });
     // rather within this table
-    let near = elsewhere.iter().find(|(table, _)| !at.is_empty() && table.starts_with(at));
-    if let Some((_, hint)) = near.or(elsewhere.first()) {
-        return hint.clone();
+    let within = |(table, _): &(String, String)| !at.is_empty() && table.starts_with(at);
+    if elsewhere.iter().any(within) {
+        elsewhere.retain(within);
+    }
+    if !elsewhere.is_empty() {
+        let places: Vec<String> = elsewhere.into_iter().map(|(_, place)| place).collect();
+        return format!("did you mean {}?", places.join(" or "));
     }
     match nearest(name, known.iter().map(|known| known.name)) {
         Some(known) => format!("did you mean `{known}`?"),
@@ -212,17 +214,20 @@ fn walk(table: &DeTable<'_>, at: &str, visit: &mut impl FnMut(&str, Range<usize>
     }
 }
 
-/// The line at which a file stops being UTF-8, and what it may be instead.
-fn not_utf8(bytes: &[u8], valid: usize) -> (Option<usize>, String) {
+/// The text of a file, or the line at which it stops being UTF-8, and what it may be instead.
+fn decode(bytes: Vec<u8>) -> Result<String, (Option<usize>, String)> {
     let zeros = |from: usize| bytes.iter().skip(from).step_by(2).filter(|byte| **byte == 0).count();
-    // of ASCII every second byte is 0
-    let wide = 2 * zeros(0).max(zeros(1)) > bytes.len() / 2;
-    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) || wide {
-        return (None, "is UTF-16; save it as UTF-8".to_owned());
+    // of ASCII in UTF-16 every second byte is 0
+    let wide = 4 * zeros(0).max(zeros(1)) > bytes.len();
+    if wide || bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err((None, "is UTF-16; save it as UTF-8".to_owned()));
     }
-    let line = bytes[..valid].iter().filter(|&&byte| byte == b'\n').count() + 1;
-    let byte = bytes.get(valid).copied().unwrap_or_default();
-    let message =
-        format!("byte 0x{byte:02x} is not UTF-8, but perhaps Latin-1 or Windows-1252; save it as UTF-8");
-    (Some(line), message)
+    String::from_utf8(bytes).map_err(|error| {
+        let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());
+        let line = bytes[..valid].iter().filter(|&&byte| byte == b'\n').count() + 1;
+        let byte = bytes[valid];
+        let message =
+            format!("byte 0x{byte:02x} is not UTF-8, but perhaps Latin-1 or Windows-1252; save it as UTF-8");
+        (Some(line), message)
+    })
 }

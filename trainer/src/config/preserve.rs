@@ -36,7 +36,7 @@ fn share(share: &f64) -> Result<(), String> {
     require(*share > 0.0 && *share <= 8.0, "must be more than 0 and at most 8")
 }
 
-fn kinds(prompts: &Vec<PreservePrompt>) -> Result<(), String> {
+fn kinds(prompts: &[PreservePrompt]) -> Result<(), String> {
     require(!prompts.is_empty(), "must name at least one kind of prompts")
 }
 

@@ -199,7 +199,7 @@ macro_rules! section {
                             $(.or(Some(<$type>::from($crate::config::section::of(self, $example)))))?
                             .and_then(|example| $crate::config::value::Value::print(&example)),
                         note: $note,
-                        fault: None $(.or($crate::config::check::fault(&self.$name, $check)))?,
+                        fault: None $(.or(($check)(&self.$name).err()))?,
                         decides: true $(&& $decides)?,
                     }));)?
                     $(section!(@entries $kind entries self $name);)?
