@@ -199,9 +199,9 @@ fn silenced_and_preserved_features_are_quieter() {
         let with = |word: &str| format!("a drawing {i}{word}");
         prompts.extend([with(""), with(", hair"), with(", clothing_style_b")]);
     }
-    let states = States::collect(&text, &prompts).unwrap();
-    let span = basis(&text, &prompts, 8).unwrap();
-    let tagged = States::collect(&text, &["a drawing 1, hair_style_a".to_owned()]).unwrap();
+    let states = States::collect(&text, &prompts, &[]).unwrap();
+    let span = basis(&text, &prompts, &[], 8).unwrap();
+    let tagged = States::collect(&text, &["a drawing 1, hair_style_a".to_owned()], &[]).unwrap();
     let worst = |states: &States| {
         let deltas = deltas(&checkpoint, &set, states).unwrap();
         assert!(!deltas.is_empty());

@@ -29,7 +29,7 @@ fn owned(prompts: &[&str]) -> Vec<String> {
 
 /// Of the default bank. Not to be asked for by who holds a GPU adapter.
 static BANK: LazyLock<States> =
-    LazyLock::new(|| States::collect(&text(&gpu(Setup::Lane)), &default_bank()).unwrap());
+    LazyLock::new(|| States::collect(&text(&gpu(Setup::Lane)), &default_bank(), &[]).unwrap());
 
 /// Text states of prompts, [prompts, tokens, CHANNELS], and how many tokens there are.
 fn encode(gpu: &Gpu, prompts: &[String]) -> (Vec<f32>, usize) {
@@ -137,7 +137,7 @@ fn a_basis_is_of_eigenvectors() {
     let gpu = gpu(Setup::Lane);
     let (states, tokens) = encode(&gpu, &prompts);
     let twice = [prompts.clone(), prompts.clone()].concat();
-    let basis = basis(&text(&gpu), &twice, RANK).unwrap();
+    let basis = basis(&text(&gpu), &twice, &[], RANK).unwrap();
     assert_eq!((basis.channels(), basis.rank(), basis.rows().len()), (CHANNELS, RANK, 9 * CHANNELS));
     let rows: Vec<&[f32]> = basis.rows().chunks_exact(CHANNELS).collect();
     for (i, a) in rows.iter().enumerate() {
@@ -199,9 +199,9 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
             skipped(&format!("silence [f16]: {} has no f16", gpu.caps().name));
             continue;
         }
-        let tagged = States::collect(&text(&gpu), &owned(&TAGGED)).unwrap();
+        let tagged = States::collect(&text(&gpu), &owned(&TAGGED), &[]).unwrap();
         let unseen = owned(&["a turquoise spoon", "fourteen accordions, crayon", "lighthouse keeper asleep"]);
-        let unseen = States::collect(&text(&gpu), &unseen).unwrap();
+        let unseen = States::collect(&text(&gpu), &unseen, &[]).unwrap();
         let within = BANK.within(&span);
         let measure = |lora: &LoraSet, states: &States| deltas(&checkpoint(MODEL), lora, states).unwrap();
 
@@ -217,8 +217,8 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
         assert_eq!(found.len(), silence.layers());
         assert!(found.iter().all(|delta| reads_text(&delta.path)));
         let (inside, tag) = (most(&found), measure(&silenced, &tagged));
-        let [bank, other, before] =
-            [(&silenced, &*BANK), (&silenced, &unseen), (&plain, &BANK)].map(|(l, s)| most(&measure(l, s)));
+        let [bank, other, before] = [(&silenced, &*BANK), (&silenced, &unseen, &[]), (&plain, &BANK)]
+            .map(|(l, s)| most(&measure(l, s)));
         println!(
             "{setup:?} {dtype:?}: within the span {inside:.1e}, bank {bank:.3} ({before:.3} without), unseen {other:.3}, \
              tag {:.3} to {:.3}",
@@ -383,5 +383,5 @@ fn what_cannot_be_silenced_is_refused() {
     refused(Silence::new(&span, &deaf, &[]), &["no layer", "attn2.to_k"]);
     let other = lora_of("sd2-tiny", &gpu, DType::F32, "cross-attn", 4, 9);
     refused(Silence::new(&span, &other, &[]), &["attn2.to_k", "48 channels", "have 32", "one model"]);
-    refused(basis(&text(&gpu), &[], RANK), &["no prompts"]);
+    refused(basis(&text(&gpu), &[], &[], RANK), &["no prompts"]);
 }

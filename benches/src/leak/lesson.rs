@@ -6,7 +6,7 @@ use anyhow::Result;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{Conditioning, Cx, F32s, Gates, Pipeline, Unet, UnetInput};
 use strata_trainer::noise::{self, Stream};
-use strata_trainer::{Config, Dataset, FeatureConfig, Latents, Texts};
+use strata_trainer::{Config, Dataset, FeatureConfig, Latents, Tags, Texts};
 
 use super::BATCH;
 
@@ -37,7 +37,9 @@ impl Lesson {
         let dataset = Dataset::open(&feature.dataset)?;
         let latents = Latents::encode(gpu, &pipeline.vae, &dataset, false)?;
         let captions: Vec<String> = dataset.pictures().iter().map(|p| p.caption.clone()).collect();
-        let texts = Texts::encode(&pipeline.text, &captions.iter().cloned().collect::<BTreeSet<_>>())?;
+        let own = Tags::new(pipeline.text.tokenizer(), &feature.tags)?;
+        let tags: Vec<_> = own.iter().map(|tag| (0, tag)).collect();
+        let texts = Texts::encode(&pipeline.text, &captions.iter().cloned().collect::<BTreeSet<_>>(), &tags)?;
         let chunks = texts.chunks(captions.iter().map(String::as_str))?;
         let mut lesson = Self {
             captions,

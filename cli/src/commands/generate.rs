@@ -55,6 +55,9 @@ pub struct Generate {
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
+    /// Leave unused what of a LoRA file cannot be applied, such as its modules of the text encoder, and say so
+    #[arg(long)]
+    allow_unused: bool,
     /// Times that the model is run
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLING_STEPS))]
     steps: u32,
@@ -112,7 +115,7 @@ impl Generate {
         self.check_out()?;
         let prompts = [&self.prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
-        let loras = self.lora.iter().map(LoraArg::open).collect::<Result<Vec<_>>>()?;
+        let loras = self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => dtype.on(&gpu)?,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use image::ImageReader;
+use strata_model::progress::note;
 use strata_model::{GateMode, LoraWeights, Region, tags_of};
 
 /// Every option, as it is typed up to its value.
@@ -104,9 +105,19 @@ impl LoraArg {
     }
 
     /// Reads the file, and the mask of a region.
-    pub fn open(&self) -> Result<Lora> {
+    pub fn open(&self, allow_unused: bool) -> Result<Lora> {
         let Self { path, weight, class, uncond, .. } = self.clone();
-        let file = LoraWeights::read(&path)?;
+        let mut file = LoraWeights::read(&path)?;
+        let others = file.take_others();
+        if !others.is_empty() {
+            let list: Vec<String> = others.iter().map(|(part, n)| format!("{n} modules of {part}")).collect();
+            let what = format!("{}: has {}", path.display(), list.join(" and "));
+            ensure!(
+                allow_unused && !file.modules.is_empty(),
+                "{what}, and LoRA is applied to the U-Net alone; --allow-unused goes without them, where there are others"
+            );
+            note(&format!("{what}, which are not used"));
+        }
         let mut tags = self.tags.clone();
         if tags.is_empty() {
             tags = tags_of(&file.metadata).with_context(|| path.display().to_string())?;

@@ -48,6 +48,9 @@ pub struct Probe {
     model: PathBuf,
     #[command(flatten)]
     loras: Loras,
+    /// Leave unused what of a LoRA file cannot be applied, such as its modules of the text encoder, and say so
+    #[arg(long)]
+    allow_unused: bool,
     /// Prompts to try, one per line (see below) [default: built-in ones]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
@@ -98,7 +101,7 @@ impl Probe {
 
     /// Runs on the GPU adapter that `gpu` gives.
     pub fn run_on(&self, gpu: impl FnOnce() -> Result<Gpu>, out: &mut impl Write) -> Result<()> {
-        let loras = self.loras.open()?;
+        let loras = self.loras.open(self.allow_unused)?;
         let lines = self.prompts.as_deref().map(lines).transpose()?.unwrap_or_default();
         if let Some(folder) = &self.out {
             fs::create_dir_all(folder)

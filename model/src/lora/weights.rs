@@ -80,6 +80,19 @@ impl LoraWeights {
         self.modules.get(&(Part::Unet, path.to_owned()))
     }
 
+    /// Takes out the modules of other parts than the U-Net, and says how many each part had.
+    pub fn take_others(&mut self) -> BTreeMap<Part, usize> {
+        let mut others = BTreeMap::new();
+        self.modules.retain(|(part, _), _| {
+            let unet = *part == Part::Unet;
+            if !unet {
+                *others.entry(*part).or_default() += 1;
+            }
+            unet
+        });
+        others
+    }
+
     /// One LoRA that does what several do together: where several have a module, their ranks lie side by side, each
     /// `up` multiplied by its alpha / rank, and alpha is the sum of the ranks. Of metadata what all agree on is kept;
     /// the tags of all are in `strata_tags`.

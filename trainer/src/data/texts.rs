@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use strata_model::progress::bar;
-use strata_model::{Reading, TextEncoder};
+use strata_model::{Reading, Tag, TextEncoder};
 
 use crate::{Error, Result};
 
@@ -27,14 +27,15 @@ impl Texts {
         Self { states, nothing, shape }
     }
 
-    /// Runs the text encoder over texts; equal ones count once.
+    /// Runs the text encoder over texts; equal ones count once. `tags` are those of the run, so that texts come to the same
+    /// tokens as in prompts at generation.
     ///
     /// # Errors
     /// States are not finite, or the GPU fails.
-    pub fn encode(text: &TextEncoder, texts: &BTreeSet<String>) -> Result<Self> {
+    pub fn encode(text: &TextEncoder, texts: &BTreeSet<String>, tags: &[(usize, &Tag)]) -> Result<Self> {
         let progress = bar(texts.len() as u64, "captions");
         let states = |caption: &str| -> Result<(Vec<f32>, [usize; 2])> {
-            let prompts = text.read(&[caption], Reading::Literal, &[])?;
+            let prompts = text.read(&[caption], Reading::Literal, tags)?;
             let states = text.encode(&prompts, 0)?.states;
             let values = states.to_f32()?;
             if !values.iter().all(|v| v.is_finite()) {

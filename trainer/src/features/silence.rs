@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use strata_engine::{DType, Tensor};
 use strata_kernels::{Rows, project};
-use strata_model::{LoraEntry, LoraSet, Rows as Reads, TextEncoder};
+use strata_model::{LoraEntry, LoraSet, Rows as Reads, Tag, TextEncoder};
 
 use crate::{Error, Result};
 
@@ -28,12 +28,12 @@ pub(crate) use states::PROMPTS_AT_ONCE;
 pub use states::States;
 
 /// The basis of what prompts without the tag say: BOS and `rank` directions of the last states of the text encoder. `prompts` are a bank ([`default_bank`], [`read_bank`]) and all that else must not wake the
-/// feature: captions without the tag, classes, tags of other features. The empty prompt belongs among them.
+/// feature: captions without the tag, classes, tags of other features; `tags` of the run are read as such. The empty prompt belongs among them.
 ///
 /// # Errors
 /// There is no prompt, the rank leaves the LoRA nothing, or the GPU fails.
-pub fn basis(text: &TextEncoder, prompts: &[String], rank: usize) -> Result<Basis> {
-    Basis::new(&States::collect(text, prompts)?, rank)
+pub fn basis(text: &TextEncoder, prompts: &[String], tags: &[(usize, &Tag)], rank: usize) -> Result<Basis> {
+    Basis::new(&States::collect(text, prompts, tags)?, rank)
 }
 
 /// Whether a layer, by diffusers' name, reads the text, so that it can be silenced.

@@ -102,8 +102,9 @@ fn blank(run: &Run<'_>) -> Result<Materials> {
     // silence reads several at once while the VAE is still there
     let silent = run.plans.iter().any(|plan| plan.due && plan.feature.silence.is_some());
     let shape = read(&text, if silent { PROMPTS_AT_ONCE } else { 1 })?;
+    let tags = run.tags();
     let zeros = |caption: &String| -> Result<(String, Vec<f32>)> {
-        let chunks = text.read(&[caption], Reading::Literal, &[])?[0].chunks();
+        let chunks = text.read(&[caption], Reading::Literal, &tags)?[0].chunks();
         Ok((caption.clone(), vec![0.0; chunks * shape[0] * shape[1]]))
     };
     let states = wanted.iter().map(zeros).collect::<Result<_>>()?;

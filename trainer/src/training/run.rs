@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, note, saved, waiting};
-use strata_model::{Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Unet, check_room, lock};
+use strata_model::{
+    Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, Unet, check_room, lock,
+};
 
 use crate::config::Order;
 use crate::data::latents::Latents;
@@ -222,6 +224,15 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The tags of all features, by number.
+    pub fn tags(&self) -> Vec<(usize, &Tag)> {
+        self.plans
+            .iter()
+            .enumerate()
+            .flat_map(|(i, plan)| plan.tags.iter().map(move |tag| (i, tag)))
+            .collect()
+    }
+
     /// Runs text encoder and VAE once over all that is due.
     fn prepare(&self) -> Result<Materials> {
         let reading = waiting("reading text encoder and VAE");
@@ -229,6 +240,7 @@ impl<'a> Run<'a> {
         let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
         let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
         drop(reading);
+        let tags = self.tags();
         let (mut wanted, mut features) = (BTreeSet::new(), BTreeMap::new());
         for class in self.classes() {
             let attached: Vec<&Plan> =
@@ -238,13 +250,14 @@ impl<'a> Run<'a> {
                 wanted.extend(plan.texts());
                 let latents = Latents::encode(self.gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?;
                 let silence = plan.feature.silence.as_ref();
-                let basis = silence.map(|silence| basis(&text, &plan.silent, silence.rank)).transpose()?;
+                let basis =
+                    silence.map(|silence| basis(&text, &plan.silent, &tags, silence.rank)).transpose()?;
                 let probed = self.config.train.probe_every > 0;
                 let script = probed.then(|| script(&text, &attached)).transpose()?;
                 features.insert(i, Material { latents, basis, script });
             }
         }
-        Ok(Materials { texts: Texts::encode(&text, &wanted)?, features, blank: false })
+        Ok(Materials { texts: Texts::encode(&text, &wanted, &tags)?, features, blank: false })
     }
 
     /// Claims the files that will be written, makes their folders, and tries whether there is room.

@@ -14,15 +14,15 @@ pub struct Loras(Vec<LoraArg>);
 
 impl Loras {
     /// Reads the files, and gives each LoRA a name of its own.
-    pub fn open(&self) -> Result<Vec<(String, Lora)>> {
-        let loras = self.0.iter().map(open).collect::<Result<Vec<_>>>()?;
+    pub fn open(&self, allow_unused: bool) -> Result<Vec<(String, Lora)>> {
+        let loras = self.0.iter().map(|given| open(given, allow_unused)).collect::<Result<Vec<_>>>()?;
         let names = names(loras.iter().map(|lora| lora.path.as_path()));
         Ok(names.into_iter().zip(loras).collect())
     }
 }
 
-fn open(given: &LoraArg) -> Result<Lora> {
-    let lora = given.open()?;
+fn open(given: &LoraArg, allow_unused: bool) -> Result<Lora> {
+    let lora = given.open(allow_unused)?;
     let path = lora.path.display();
     ensure!(!lora.tags.is_empty(), "--lora {path}: the file names no tags; add --tag WORD after it");
     Ok(lora)

@@ -6,7 +6,7 @@ use nalgebra::{DMatrix, DVector};
 
 use crate::{Error, Result};
 use strata_model::progress::bar;
-use strata_model::{Prompt, Reading, TextEncoder};
+use strata_model::{Prompt, Reading, Tag, TextEncoder};
 
 /// Prompts that go through CLIP at once.
 pub(crate) const PROMPTS_AT_ONCE: usize = 8;
@@ -26,15 +26,15 @@ pub struct States {
 }
 
 impl States {
-    /// Runs the text encoder over prompts. Equal ones count once, brackets are no weights, and of prompts in several chunks
+    /// Runs the text encoder over prompts, in which `tags` of the run may stand. Equal ones count once, brackets are no weights, and of prompts in several chunks
     /// each chunk counts. Shows progress on stderr where that is a terminal.
     ///
     /// # Errors
     /// There is no prompt, or the GPU fails.
-    pub fn collect(text: &TextEncoder, prompts: &[String]) -> Result<Self> {
+    pub fn collect(text: &TextEncoder, prompts: &[String], tags: &[(usize, &Tag)]) -> Result<Self> {
         let mut seen = BTreeSet::new();
         let prompts = prompts.iter().filter(|prompt| seen.insert(*prompt));
-        let read = |prompt: &String| Prompt::read(text.tokenizer(), prompt, &[], Reading::Literal);
+        let read = |prompt: &String| Prompt::read(text.tokenizer(), prompt, tags, Reading::Literal);
         let prompts = prompts.map(read).collect::<Result<Vec<_>, _>>()?;
         if prompts.is_empty() {
             return Err(Error::Silence("no prompts to be silent on; give a bank of them".into()));
