@@ -56,6 +56,8 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Fill every new tensor with NaN and put guard words behind it, within reach of a kernel that overruns.
     pub debug: bool,
+    /// Bytes of tensors at most, as if the GPU had no more memory; `None` leaves that to the driver.
+    pub memory: Option<u64>,
     /// Send params through the uniform arena even where immediates exist. `STRATA_IMMEDIATES=0` does the same.
     pub no_immediates: bool,
 }
@@ -67,7 +69,7 @@ pub struct Stats {
     pub live_bytes: u64,
     /// Highest `live_bytes` since the last [`Gpu::reset_peak`].
     pub peak_bytes: u64,
-    /// Bytes the pool holds, alive or free.
+    /// Bytes the pool holds, alive or free: what the GPU's memory is short of, until [`Gpu::trim`].
     pub allocated_bytes: u64,
     /// Buffers created.
     pub buffers: u64,
@@ -323,6 +325,6 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     });
     let recorder = Mutex::new(Recorder::new(&device, &caps));
     let debug = options.debug;
-    let pool = Mutex::new(Pool::default());
+    let pool = Mutex::new(Pool::new(options.memory.unwrap_or(u64::MAX)));
     Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder, made: Mutex::default() })))
 }
