@@ -61,6 +61,9 @@ pub enum Error {
         /// Bytes the pool already holds.
         allocated: u64,
     },
+    /// Of a crate above this one, on its way through a block that is run again; see [`Tape::recompute`](crate::Tape::recompute).
+    #[error(transparent)]
+    Outer(Box<dyn std::error::Error + Send + Sync>),
     /// The device stopped answering.
     #[error("the GPU was lost while {doing}: {cause}")]
     Lost {

@@ -56,6 +56,11 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Fill every new tensor with NaN and put guard words behind it, within reach of a kernel that overruns.
     pub debug: bool,
+    /// Hold the adapter to what WebGPU guarantees on every one: 8 bindings of 128 MiB, workgroups of 256 invocations with 16 KiB,
+    /// no f16, no immediates, no cooperative matrices, no clock.
+    pub minimal: bool,
+    /// Bytes of tensors at most, as if the GPU had no more memory; `None` leaves that to the driver.
+    pub memory: Option<u64>,
     /// Send params through the uniform arena even where immediates exist. `STRATA_IMMEDIATES=0` does the same.
     pub no_immediates: bool,
 }
@@ -67,7 +72,7 @@ pub struct Stats {
     pub live_bytes: u64,
     /// Highest `live_bytes` since the last [`Gpu::reset_peak`].
     pub peak_bytes: u64,
-    /// Bytes the pool holds, alive or free.
+    /// Bytes the pool holds, alive or free: what the GPU's memory is short of, until [`Gpu::trim`].
     pub allocated_bytes: u64,
     /// Buffers created.
     pub buffers: u64,
@@ -259,7 +264,11 @@ fn kind(t: wgpu::DeviceType) -> &'static str {
 }
 
 fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
-    let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+    let info = adapter.get_info();
+    let (features, limits, coop) = match options.minimal {
+        true => (wgpu::Features::empty(), wgpu::Limits::default(), Vec::new()),
+        false => (adapter.features(), adapter.limits(), coop(adapter)),
+    };
     let immediates_off = options.no_immediates || std::env::var("STRATA_IMMEDIATES").is_ok_and(|v| v == "0");
     Caps {
         backend: format!("{:?}", info.backend),
@@ -268,7 +277,7 @@ fn caps(adapter: &wgpu::Adapter, options: &GpuOptions) -> Caps {
         f16: features.contains(wgpu::Features::SHADER_F16),
         immediates: features.contains(wgpu::Features::IMMEDIATES) && !immediates_off,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        coop: coop(adapter),
+        coop,
         subgroup: info.subgroup_max_size,
         max_binding: limits.max_storage_buffer_binding_size,
         max_workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -307,7 +316,7 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("strata"),
         required_features: features,
-        required_limits: adapter.limits(),
+        required_limits: if options.minimal { wgpu::Limits::default() } else { adapter.limits() },
         experimental_features,
         memory_hints: wgpu::MemoryHints::MemoryUsage,
         ..Default::default()
@@ -323,6 +332,6 @@ fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Gpu> {
     });
     let recorder = Mutex::new(Recorder::new(&device, &caps));
     let debug = options.debug;
-    let pool = Mutex::new(Pool::default());
+    let pool = Mutex::new(Pool::new(options.memory.unwrap_or(u64::MAX)));
     Ok(Gpu(Arc::new(Inner { device, queue, caps, debug, lost, pool, recorder, made: Mutex::default() })))
 }

@@ -1,6 +1,6 @@
 //! One dispatch: a shader, its definitions, bindings, params and grid; with the caches that make it cheap.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::gpu::{Caps, Inner, Stats};
 use crate::shader::{Def, Shader, render};
@@ -242,6 +242,11 @@ impl Recorder {
 
     pub fn pipeline_names(&self) -> Vec<String> {
         self.pipelines.keys().map(PipelineKey::name).collect()
+    }
+
+    /// Lets go of what holds one of these buffers.
+    pub fn forget(&mut self, buffers: &HashSet<u64>) {
+        self.bind_groups.retain(|(_, spans), _| !spans.iter().any(|(id, ..)| buffers.contains(id)));
     }
 
     fn compile(&mut self, inner: &Inner, launch: &Launch<'_>, key: &PipelineKey) -> Result<Pipeline> {

@@ -1,9 +1,10 @@
 //! One buffer per tensor, reused by size class.
 //!
 //! Dropping a tensor returns its buffer at once: all work goes through one queue in order, so whoever takes the
-//! buffer next also runs next. A training step thus reaches a fixed set of buffers after its first run.
+//! buffer next also runs next. A training step thus reaches a fixed set of buffers after its first run. What is free stays with
+//! the pool until [`Gpu::trim`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use crate::gpu::{Gpu, Inner};
@@ -14,7 +15,6 @@ pub(crate) const GUARD_BYTES: u64 = 256;
 /// What guards hold, word by word.
 pub(crate) const GUARD_WORD: u32 = 0x5AFE_60AD;
 
-#[derive(Default)]
 pub(crate) struct Pool {
     /// By size, then by id; the lowest id goes first, so that a step that starts with the same free buffers as the one
     /// before takes the same ones, in whatever order they were dropped, and finds its bind groups in the cache.
@@ -24,8 +24,50 @@ pub(crate) struct Pool {
     pub peak_bytes: u64,
     pub allocated_bytes: u64,
     pub created: u64,
+    /// Bytes that it may hold.
+    pub limit: u64,
     /// What the host last read through, unmapped.
     pub staging: Option<wgpu::Buffer>,
+}
+
+impl Pool {
+    pub fn new(limit: u64) -> Pool {
+        let (free, next_id, live_bytes, peak_bytes, allocated_bytes, created, staging) = Default::default();
+        Pool { free, next_id, live_bytes, peak_bytes, allocated_bytes, created, limit, staging }
+    }
+
+    /// A buffer of this size class that nobody uses.
+    fn take(&mut self, size: u64) -> Option<(u64, wgpu::Buffer)> {
+        self.free.get_mut(&size).and_then(BTreeMap::pop_first)
+    }
+
+    /// A new buffer; none where the GPU has no memory for it.
+    fn create(&mut self, device: &wgpu::Device, size: u64) -> Option<(u64, wgpu::Buffer)> {
+        if self.allocated_bytes + size > self.limit {
+            return None;
+        }
+        let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("tensor"),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            return None;
+        }
+        self.allocated_bytes += size;
+        self.created += 1;
+        self.next_id += 1;
+        Some((self.next_id, buffer))
+    }
+
+    /// Lets go of the buffers that nobody uses: their ids.
+    fn trim(&mut self) -> HashSet<u64> {
+        let free = std::mem::take(&mut self.free);
+        self.allocated_bytes -= free.iter().map(|(size, buffers)| size * buffers.len() as u64).sum::<u64>();
+        free.into_values().flat_map(BTreeMap::into_keys).collect()
+    }
 }
 
 /// A pooled buffer; goes back to its pool when the last tensor on it is dropped.
@@ -64,30 +106,35 @@ impl Gpu {
         if size > limit {
             return Err(Error::TooLarge { bytes, limit });
         }
-        let mut pool = self.pool();
-        let (id, buffer) = match pool.free.get_mut(&size).and_then(BTreeMap::pop_first) {
+        let found = {
+            let mut pool = self.pool();
+            pool.take(size).or_else(|| pool.create(&self.0.device, size))
+        };
+        let (id, buffer) = match found {
             Some(entry) => entry,
             None => {
-                let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-                let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("tensor"),
-                    size,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                });
-                if pollster::block_on(scope.pop()).is_some() {
-                    return Err(Error::OutOfMemory { bytes: size, allocated: pool.allocated_bytes });
-                }
-                pool.allocated_bytes += size;
-                pool.created += 1;
-                pool.next_id += 1;
-                (pool.next_id, buffer)
+                self.trim()?;
+                let mut pool = self.pool();
+                let allocated = pool.allocated_bytes;
+                pool.create(&self.0.device, size).ok_or(Error::OutOfMemory { bytes: size, allocated })?
             }
         };
+        let mut pool = self.pool();
         pool.live_bytes += size;
         pool.peak_bytes = pool.peak_bytes.max(pool.live_bytes);
         Ok(Arc::new(Block { id, buffer, wanted: bytes, size, owner: Arc::downgrade(&self.0) }))
+    }
+
+    /// Gives the memory that no tensor uses back to the driver; what is launched next asks for it anew. Waits for all that was
+    /// launched before. The pool calls it by itself before it says that memory is exhausted.
+    ///
+    /// # Errors
+    /// The GPU was lost.
+    pub fn trim(&self) -> Result<()> {
+        self.wait()?;
+        let gone = self.pool().trim();
+        self.recorder().forget(&gone);
+        // the driver gets a buffer back when the queue is looked at the next time
+        self.poll("giving memory back")
     }
 }

@@ -87,6 +87,12 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// Whether a launch could bind such a tensor as a whole.
+    pub fn bindable(gpu: &Gpu, shape: &[usize], dtype: DType) -> bool {
+        let guard = if gpu.debug() { GUARD_BYTES } else { 0 };
+        byte_len(shape, dtype) + guard <= gpu.caps().max_binding
+    }
+
     /// A tensor of zeros.
     pub fn zeros(gpu: &Gpu, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let tensor = Tensor::empty(gpu, shape, dtype)?;

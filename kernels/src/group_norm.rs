@@ -108,14 +108,20 @@ impl Norm<'_> {
         Tensor::empty(self.x.gpu(), &[(p.batch * p.groups) as usize, p.slices as usize, 2], DType::F32)
     }
 
-    /// Two numbers per sample and group, from those of their slices.
-    fn merge(&self, slices: &Tensor, stats: bool) -> Result<Tensor> {
+    /// Mean and rstd of each sample and group, from what `stats` found of their slices; or those that there are, and beside them
+    /// what `grad_sums` found.
+    fn merge(&self, slices: &Tensor, stats: Option<&Tensor>) -> Result<Tensor> {
         let (gpu, p) = (self.x.gpu(), &self.params);
-        let merged = Tensor::empty(gpu, &[p.batch as usize, p.groups as usize, 2], DType::F32)?;
+        let merged = Tensor::empty(
+            gpu,
+            &[p.batch as usize, p.groups as usize, if stats.is_some() { 4 } else { 2 }],
+            DType::F32,
+        )?;
         let bodies = self.bodies;
         Launch::new(gpu, &SHADER)
-            .defs(merge_defs(stats, bodies))
+            .defs(merge_defs(stats.is_none(), bodies))
             .read(0, slices)
+            .read_opt(4, stats)
             .write(8, &merged)
             .params(p)
             .grid(bodies.invocations(p.batch * p.groups))
@@ -159,7 +165,7 @@ pub fn group_norm(
     let norm = Norm { x, add: args.add, gamma, beta, silu: args.silu, out, params, bodies };
     let slices = norm.slices()?;
     norm.launch("stats", None, &slices).run()?;
-    let stats = norm.merge(&slices, true)?;
+    let stats = norm.merge(&slices, None)?;
     let y = Tensor::empty(x.gpu(), x.shape(), out)?;
     norm.launch("apply", None, &y).read(4, &stats).run()?;
 
@@ -174,16 +180,12 @@ pub fn group_norm(
                 Norm { x: &x, add: add.as_ref(), gamma: &gamma, beta: &beta, silu, out, params, bodies };
             let slices = norm.slices()?;
             norm.launch("grad_sums", None, &slices).read(4, &stats).read(5, grad_out).run()?;
-            let sums = norm.merge(&slices, false)?;
+            let sums = norm.merge(&slices, Some(&stats))?;
             // the share that came before must not reach the gradient of `add`
             let wants_add = add.as_ref().is_some_and(|a| grads.wants(a.id()));
             let before = if wants_add { None } else { grads.take(x.id()) };
             let dx = Tensor::empty(x.gpu(), x.shape(), x.dtype())?;
-            norm.launch("grad_apply", before.as_ref(), &dx)
-                .read(4, &stats)
-                .read(5, grad_out)
-                .read(6, &sums)
-                .run()?;
+            norm.launch("grad_apply", before.as_ref(), &dx).read(4, &sums).read(5, grad_out).run()?;
             if let (Some(a), true) = (&add, wants_add) {
                 grads.add_id(a.id(), sum_tokens(&dx, params.batch as usize)?)?;
             }

@@ -4,7 +4,8 @@
 //   stats:      mean and sum of squared deviations of u over a slice of the tokens and the channels of g, in one pass: with s the
 //               mean of the first token and d = u - s, mean = s + sum d / n and sum (u - mean)^2 = sum d^2 - (sum d)^2 / n
 //   grad_sums:  sum w and sum w x^ over a slice, w = gamma dn, dn = dy or dy silu'(n)
-//   merge:      mean, rstd of (b, g) from its slices (Chan et al. 1983); of the sums, their sum
+//   merge:      mean, rstd of (b, g) from its slices (Chan et al. 1983); of the sums, their sum, beside mean and rstd: a kernel may
+//               have 8 bindings everywhere, and grad_apply would have 9
 //   apply:      y
 //   grad_apply: dx = rstd (w - (sum w + x^ sum w x^) / count) + before
 // Dispatch: stats, grad_sums: one workgroup (LANE: invocation) per (b, g, slice); merge: one invocation per (b, g); others
@@ -18,7 +19,12 @@
 {% set TO = TX if GRAD else T %}
 {% if PASS == "merge" %}
 @group(0) @binding(0) var<storage, read> slices: array<vec2<f32>>;         // [b, groups, slices]
+{% if STATS %}
 @group(0) @binding(8) var<storage, read_write> out: array<vec2<f32>>;      // [b, groups]
+{% else %}
+@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;          // [b, groups] of (mean, rstd)
+@group(0) @binding(8) var<storage, read_write> out: array<vec4<f32>>;      // [b, groups] of (mean, rstd, sums)
+{% endif %}
 
 @compute @workgroup_size({{ WG }})
 fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
@@ -42,7 +48,7 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     for (var i = 0u; i < p.slices; i++) {
         sum += slices[bg * p.slices + i];
     }
-    out[bg] = sum;
+    out[bg] = vec4<f32>(stats[bg], sum);
     {% endif %}
 }
 {% else %}
@@ -55,16 +61,17 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
 {% if PASS != "stats" %}
 @group(0) @binding(2) var<storage, read> gamma: array<f32>;                // [c]
 @group(0) @binding(3) var<storage, read> beta: array<f32>;                 // [c]
+{% if PASS == "grad_apply" %}
+@group(0) @binding(4) var<storage, read> stats: array<vec4<f32>>;          // [b, groups] of (mean, rstd, sums)
+{% else %}
 @group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;          // [b, groups] of (mean, rstd)
+{% endif %}
 {% endif %}
 {% if GRAD %}
 @group(0) @binding(5) var<storage, read> dy: array<{{ vec(V, T) }}>;       // [b, tokens, c]
 {% endif %}
-{% if PASS == "grad_apply" %}
-@group(0) @binding(6) var<storage, read> sums: array<vec2<f32>>;           // [b, groups]
 {% if BEFORE %}
 @group(0) @binding(7) var<storage, read> before: array<{{ vec(V, TX) }}>;  // [b, tokens, c]
-{% endif %}
 {% endif %}
 @group(0) @binding(8) var<storage, read_write> out: array<{{ vec(V, TO) if WHOLE else "vec2<f32>" }}>;
 
@@ -175,12 +182,12 @@ fn main(@builtin(workgroup_id) wid: vec3<u32>, @builtin(num_workgroups) groups: 
     {% set part = "[" ~ q ~ "]" if V == 4 else "" %}
     let c{{ q }} = (i * {{ V }}u + {{ q }}u) % p.c;
     let bg{{ q }} = b * p.groups + c{{ q }} / width;
-    let hn{{ q }} = normal(f32(x[i]{{ part }}){% if ADD %} + f32(extra[b * p.c + c{{ q }}]){% endif %}, c{{ q }}, stats[bg{{ q }}]);
+    let hn{{ q }} = normal(f32(x[i]{{ part }}){% if ADD %} + f32(extra[b * p.c + c{{ q }}]){% endif %}, c{{ q }}, stats[bg{{ q }}].xy);
     {% if PASS == "apply" %}
     let y{{ q }} = {% if SILU %}silu(hn{{ q }}.y){% else %}hn{{ q }}.y{% endif %};
     {% else %}
     let w{{ q }} = weight(f32(dy[i]{{ part }}), hn{{ q }}.y, c{{ q }});
-    let s{{ q }} = sums[bg{{ q }}] / f32(width * p.tokens);
+    let s{{ q }} = stats[bg{{ q }}].zw / f32(width * p.tokens);
     let y{{ q }} = stats[bg{{ q }}].y * (w{{ q }} - s{{ q }}.x - hn{{ q }}.x * s{{ q }}.y){% if BEFORE %} + f32(before[i]{{ part }}){% endif %};
     {% endif %}
     {% endfor %}

@@ -49,14 +49,16 @@ pub(crate) struct Additions<'a> {
 }
 
 impl Winograd {
-    /// The convolution of x with w, if it is one that this is faster for. The transformed kernel stays with w.
+    /// The convolution of x with w, if it is one that this is faster for, and the adapter can bind the transformed kernel, which
+    /// stays with w.
     ///
     /// # Errors
     /// The GPU is out of memory.
     pub fn new(x: &Tensor, w: &Weight, conv: &Conv) -> Result<Option<Winograd>> {
         let &[o, _, _, c] = w.shape() else { return Ok(None) };
         let [h, width] = conv.src;
-        let fits = [o, c].iter().all(|n| n.is_multiple_of(4) && *n >= MIN_CHANNELS);
+        let fits = [o, c].iter().all(|n| n.is_multiple_of(4) && *n >= MIN_CHANNELS)
+            && Tensor::bindable(x.gpu(), &[PLANES, o, c], w.storage().dtype());
         let plain = conv.kernel == [3, 3] && conv.stride == 1 && conv.pad == 1 && conv.src == conv.dst;
         if !(chosen(x.gpu())?.lane() && plain && fits && h * width >= MIN_PIXELS) {
             return Ok(None);

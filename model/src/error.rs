@@ -136,7 +136,7 @@ pub enum Error {
 
     /// The GPU's.
     #[error(transparent)]
-    Engine(#[from] strata_engine::Error),
+    Engine(strata_engine::Error),
 }
 
 impl Error {
@@ -152,12 +152,24 @@ impl Error {
     }
 }
 
-/// For blocks that the engine runs again.
+/// For blocks that the engine runs again, whose errors come back as they were.
 impl From<Error> for strata_engine::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Engine(error) => error,
-            other => Self::op("recompute", other.to_string()),
+            other => Self::Outer(Box::new(other)),
+        }
+    }
+}
+
+impl From<strata_engine::Error> for Error {
+    fn from(error: strata_engine::Error) -> Self {
+        match error {
+            strata_engine::Error::Outer(outer) => match outer.downcast() {
+                Ok(own) => *own,
+                Err(other) => Self::Engine(strata_engine::Error::Outer(other)),
+            },
+            other => Self::Engine(other),
         }
     }
 }

@@ -17,16 +17,24 @@ pub enum Setup {
     Coop,
     /// As `Lane`, with params in the uniform arena instead of immediate data.
     Arena,
+    /// As `Lane`, on an adapter with no more than WebGPU guarantees.
+    Minimal,
+    /// As `Tile`, on such an adapter.
+    MinimalTile,
 }
 
 impl Setup {
     fn open(self) -> Result<Gpu> {
-        let options =
-            GpuOptions { debug: true, no_immediates: self == Setup::Arena, ..GpuOptions::default() };
+        let options = GpuOptions {
+            debug: true,
+            no_immediates: self == Setup::Arena,
+            minimal: matches!(self, Setup::Minimal | Setup::MinimalTile),
+            ..GpuOptions::default()
+        };
         let gpu = Gpu::open(&options)?;
         let bodies = match self {
-            Setup::Lane | Setup::Arena => Bodies::Lane,
-            Setup::Tile => Bodies::Tile,
+            Setup::Lane | Setup::Arena | Setup::Minimal => Bodies::Lane,
+            Setup::Tile | Setup::MinimalTile => Bodies::Tile,
             Setup::Coop => coop().expect("the adapter has cooperative matrices"),
         };
         use_bodies(&gpu, bodies)?;
@@ -47,11 +55,15 @@ pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
     static TILE: Slot = Slot::new(|| open(Setup::Tile));
     static COOP: Slot = Slot::new(|| open(Setup::Coop));
     static ARENA: Slot = Slot::new(|| open(Setup::Arena));
+    static MINIMAL: Slot = Slot::new(|| open(Setup::Minimal));
+    static MINIMAL_TILE: Slot = Slot::new(|| open(Setup::MinimalTile));
     let slot = match setup {
         Setup::Lane => &LANE,
         Setup::Tile => &TILE,
         Setup::Coop => &COOP,
         Setup::Arena => &ARENA,
+        Setup::Minimal => &MINIMAL,
+        Setup::MinimalTile => &MINIMAL_TILE,
     };
     // a failed test leaves the adapter usable
     slot.lock().unwrap_or_else(|e| e.into_inner())

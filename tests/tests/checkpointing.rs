@@ -1,8 +1,10 @@
 //! Gradient checkpointing changes memory and nothing else.
 
+use std::cell::Cell;
+
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{mse, tape};
-use strata_model::{Cx, Gates, LoraSet, RowGates, Rule, Selection, Unet, UnetConfig};
+use strata_model::{Cx, Error, Gates, LoraSet, RowGates, Rule, Selection, Unet, UnetConfig};
 use strata_tests::{Random, Setup, gpu, skipped};
 
 use crate::support::{predict, unet};
@@ -124,4 +126,25 @@ fn weights_are_prepared_once() {
     let (first, outputs) = prepared();
     assert!(0 < first && first < outputs, "{first} of {outputs}");
     assert_eq!(prepared(), (0, outputs));
+}
+
+/// What goes wrong when a block runs again is the same error as when it ran the first time.
+#[test]
+fn errors_keep_their_kind() {
+    let gpu = gpu(Setup::Lane);
+    let x = Tensor::from_f32(&gpu, &[1.0], &[1], DType::F32).unwrap();
+    let tape = tape();
+    tape.track(&x);
+    let (input, again) = (x.clone(), Cell::new(false));
+    let block = move |tape: &strata_engine::Tape| match again.replace(true) {
+        false => Ok::<_, Error>(strata_kernels::add(tape, &input, &input)?),
+        true => Err(Error::Lora("no gate".into())),
+    };
+    let y = tape.recompute(block).unwrap();
+    let failed = tape.backward(&y, x.clone()).err().expect("the block failed");
+    assert_eq!(failed.to_string(), "LoRA: no gate");
+    assert!(matches!(Error::from(failed), Error::Lora(message) if message == "no gate"));
+    // the engine's own come back as they were
+    let own = strata_engine::Error::from(Error::from(strata_engine::Error::op("add", "differ")));
+    assert!(matches!(own, strata_engine::Error::Op { op: "add", .. }), "{own}");
 }

@@ -148,6 +148,52 @@ fn a_steady_step_creates_nothing() {
 }
 
 #[test]
+fn memory_is_given_back() {
+    let gpu = gpu(Setup::Lane);
+    let (x, w) = (vector(&gpu, &[3.0; 5000]), vector(&gpu, &[2.0; 5]));
+    let step = || {
+        let y = scaled(&Tape::off(), &scaled(&Tape::off(), &x, &w, 0.5).unwrap(), &w, 0.5).unwrap();
+        y.to_bytes().unwrap()
+    };
+    let first = step();
+    assert!(gpu.stats().allocated_bytes > gpu.stats().live_bytes);
+    // while a launch is under way
+    let y = scaled(&Tape::off(), &x, &w, 0.5).unwrap();
+    gpu.trim().unwrap();
+    let trimmed = gpu.stats();
+    assert_eq!(trimmed.allocated_bytes, trimmed.live_bytes);
+    assert_eq!(y.to_f32().unwrap(), [3.0; 5000]);
+    drop(y);
+    assert!(step() == first);
+    let before = gpu.stats();
+    assert!(step() == first);
+    let after = gpu.stats();
+    let created = |s: strata_engine::Stats| (s.buffers, s.bind_groups, s.pipelines, s.allocated_bytes);
+    assert_eq!(created(before), created(after));
+    assert!(before.bind_groups > trimmed.bind_groups, "bind groups of buffers that are gone");
+}
+
+#[test]
+fn what_is_free_makes_room_before_memory_is_out() {
+    let options = GpuOptions { memory: Some(1 << 20), ..GpuOptions::default() };
+    let gpu = Gpu::open(&options).unwrap();
+    let tensor = |count: usize| Tensor::zeros(&gpu, &[count], DType::F32);
+    let kept = tensor(1 << 16).unwrap();
+    drop((tensor(1 << 16).unwrap(), tensor(1 << 14).unwrap()));
+    assert_eq!(gpu.stats().allocated_bytes, (1 << 19) + (1 << 16));
+    // of another size than what is free
+    let large = tensor(1 << 17).unwrap();
+    assert_eq!(gpu.stats().allocated_bytes, (1 << 18) + (1 << 19));
+    assert_eq!(large.to_f32().unwrap(), vec![0.0; 1 << 17]);
+    let refused = Tensor::empty(&gpu, &[1 << 17], DType::F32);
+    assert!(
+        matches!(refused, Err(Error::OutOfMemory { bytes, allocated }) if bytes == 1 << 19 && allocated == 3 << 18)
+    );
+    drop(kept);
+    tensor(1 << 17).unwrap();
+}
+
+#[test]
 fn the_peak_counts_what_was_alive_at_once() {
     let gpu = gpu(Setup::Lane);
     gpu.reset_peak();

@@ -31,6 +31,9 @@ fn cooperative_matrices_are_used_where_they_are_offered() {
     }
 }
 
+const SETUPS: [Setup; 6] =
+    [Setup::Lane, Setup::Tile, Setup::Coop, Setup::Arena, Setup::Minimal, Setup::MinimalTile];
+
 /// Holds every setup to every row, in both dtypes. That params are read as well from the uniform arena is seen on the
 /// first row.
 ///
@@ -43,13 +46,15 @@ fn hold(rows: impl IntoIterator<Item = Row>) {
     for (i, row) in rows.into_iter().enumerate() {
         for dtype in [DType::F32, DType::F16] {
             let expected = Expected::new(&row, dtype);
-            for setup in [Setup::Lane, Setup::Tile, Setup::Coop, Setup::Arena] {
+            for setup in SETUPS {
                 let effort = match setup {
                     // all but GEMMs in f16 is as in the setup before
                     Setup::Coop if dtype == DType::F32 || coop().is_none() => continue,
                     Setup::Coop => Effort::Full,
                     Setup::Arena if i > 0 || dtype == DType::F16 => continue,
-                    Setup::Arena => Effort::Light,
+                    // which have no f16
+                    Setup::Minimal | Setup::MinimalTile if dtype == DType::F16 => continue,
+                    Setup::Arena | Setup::Minimal | Setup::MinimalTile => Effort::Light,
                     Setup::Lane | Setup::Tile => Effort::Full,
                 };
                 let gpu = gpu(setup);

@@ -79,11 +79,21 @@ pub enum Error {
 
     /// The GPU, or a tensor on it.
     #[error(transparent)]
-    Engine(#[from] strata_engine::Error),
+    Engine(strata_engine::Error),
 
     /// The model, or a file of it.
     #[error(transparent)]
     Model(#[from] strata_model::Error),
+}
+
+/// What failed in a model's block that ran again is the model's.
+impl From<strata_engine::Error> for Error {
+    fn from(error: strata_engine::Error) -> Self {
+        match strata_model::Error::from(error) {
+            strata_model::Error::Engine(error) => Self::Engine(error),
+            other => Self::Model(other),
+        }
+    }
 }
 
 impl Error {

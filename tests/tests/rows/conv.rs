@@ -1,8 +1,8 @@
 //! Frozen convolutions.
 
-use strata_engine::DType;
+use strata_engine::{DType, Tape, Tensor};
 use strata_kernels::{ConvArgs, ConvShape, Padding, Weight, conv2d, reference};
-use strata_tests::Row;
+use strata_tests::{Row, Setup, gpu};
 
 use super::hold;
 
@@ -115,4 +115,19 @@ fn conv_1x1() {
         row(case([2, 3, 5, 10], 20, 1)),
         row(Case { bias: true, residual: true, ..case([1, 5, 7, 8], 4, 2) }),
     ]);
+}
+
+/// A kernel that, transformed, no launch could bind is not transformed.
+#[test]
+fn what_is_prepared_fits() {
+    let gpu = gpu(Setup::Minimal);
+    let [out, c] = [1280, 1680];
+    let kernel = Tensor::from_f32(&gpu, &vec![0.5; out * 9 * c], &[out, 3, 3, c], DType::F32).unwrap();
+    assert!(Tensor::bindable(&gpu, kernel.shape(), DType::F32));
+    assert!(!Tensor::bindable(&gpu, &[16, out, c], DType::F32));
+    let x = Tensor::from_f32(&gpu, &vec![1.0; 64 * c], &[1, 8, 8, c], DType::F32).unwrap();
+    let y = conv2d(&Tape::off(), &x, &Weight::new(kernel).unwrap(), &ConvArgs::default()).unwrap();
+    let y = y.to_f32().unwrap();
+    // corners see 4 places, the middle 9
+    assert_eq!((y[0], y[9 * out]), (2.0 * c as f32, 4.5 * c as f32));
 }
