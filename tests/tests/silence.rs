@@ -217,7 +217,7 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
         assert_eq!(found.len(), silence.layers());
         assert!(found.iter().all(|delta| reads_text(&delta.path)));
         let (inside, tag) = (most(&found), measure(&silenced, &tagged));
-        let [bank, other, before] = [(&silenced, &*BANK), (&silenced, &unseen, &[]), (&plain, &BANK)]
+        let [bank, other, before] = [(&silenced, &*BANK), (&silenced, &unseen), (&plain, &BANK)]
             .map(|(l, s)| most(&measure(l, s)));
         println!(
             "{setup:?} {dtype:?}: within the span {inside:.1e}, bank {bank:.3} ({before:.3} without), unseen {other:.3}, \

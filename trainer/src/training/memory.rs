@@ -47,6 +47,7 @@ pub fn measure(gpu: &Gpu, config: &Config, only: Option<&str>) -> Result<Memory>
     let materials = blank(&run)?;
     let preparation = gpu.stats().peak_bytes - before;
     let prepared = gpu.stats().allocated_bytes;
+    gpu.trim()?;
 
     let mut unet = run.unet()?;
     let mut most = Memory {

@@ -83,6 +83,7 @@ pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt
         let board = config.tensorboard.as_deref().map(TensorBoard::create).transpose()?;
         let mut log = Logs::new(StepLog::append(&config.log_path())?, board);
         let materials = run.prepare()?;
+        gpu.trim()?;
         run.long_captions(&materials.texts)?.iter().for_each(|text| note(text));
         let mut unet = run.unet()?;
         let started = Instant::now();
