@@ -172,7 +172,8 @@ fn line(text: &str, offset: usize) -> usize {
 
 /// Says where a key or table whose name stands at `span` was given before.
 fn twice(text: &str, table: &DeTable<'_>, span: Range<usize>) -> Option<String> {
-    let name = text.get(span.clone())?.trim_matches(['"', '\'']);
+    let path = text.get(span.clone())?.lines().next()?;
+    let name = path.rsplit('.').next()?.trim_matches(|c: char| "[]\"'".contains(c) || c.is_whitespace());
     let mut first = None;
     walk(table, "", &mut |path, key| {
         let same = path.rsplit('.').next().is_some_and(|last| last == name);

@@ -176,7 +176,7 @@ mod tests {
             Value::Array(items) if items.first().is_none_or(Value::is_str) => {
                 vec![
                     Value::Array([items, &[Value::from("x")][..]].concat()),
-                    Value::Array(items[1..].to_vec()),
+                    Value::Array(items.iter().skip(1).cloned().collect()),
                 ]
             }
             Value::Array(items) => {
