@@ -15,6 +15,7 @@ pub(crate) const GUARD_BYTES: u64 = 256;
 /// What guards hold, word by word.
 pub(crate) const GUARD_WORD: u32 = 0x5AFE_60AD;
 
+#[derive(Default)]
 pub(crate) struct Pool {
     /// By size, then by id; the lowest id goes first, so that a step that starts with the same free buffers as the one
     /// before takes the same ones, in whatever order they were dropped, and finds its bind groups in the cache.
@@ -31,9 +32,9 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// One that may hold so many bytes.
     pub fn new(limit: u64) -> Pool {
-        let (free, next_id, live_bytes, peak_bytes, allocated_bytes, created, staging) = Default::default();
-        Pool { free, next_id, live_bytes, peak_bytes, allocated_bytes, created, limit, staging }
+        Pool { limit, ..Pool::default() }
     }
 
     /// A buffer of this size class that nobody uses.
