@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn names_stand_for_paths() {
         let unet = layers_of(&UnetConfig::sd15()).unwrap();
-        assert_eq!(unet.len(), 278);
+        assert_eq!(unet.len(), 282);
         let text = ["self_attn.q_proj", "self_attn.out_proj", "mlp.fc1"]
             .map(|layer| (Part::TextEncoder, format!("text_model.encoder.layers.11.{layer}")));
         let all = unet.into_iter().map(|layer| (Part::Unet, layer.path)).chain(text);
