@@ -71,27 +71,27 @@ fn is_forward(pass: &Pass) -> bool {
 impl Op {
     fn name(self) -> String {
         match self {
-            Op::Linear { m, n, k } => format!("linear {m}×{n}×{k}"),
-            Op::Conv { batch, side, inputs, outputs } => {
+            Self::Linear { m, n, k } => format!("linear {m}×{n}×{k}"),
+            Self::Conv { batch, side, inputs, outputs } => {
                 format!("conv 3×3 {batch}×{side}×{side} {inputs} to {outputs}")
             }
-            Op::Attention { batch, queries, keys, heads, dim } => {
+            Self::Attention { batch, queries, keys, heads, dim } => {
                 format!("attention {batch}×{queries}×{keys}, {heads} heads of {dim}")
             }
-            Op::GroupNorm { batch, side, channels, .. } => {
+            Self::GroupNorm { batch, side, channels, .. } => {
                 format!("group norm + SiLU {batch}×{side}×{side}×{channels}")
             }
-            Op::LayerNorm { rows, channels } => format!("layer norm {rows}×{channels}"),
-            Op::Geglu { rows, channels } => format!("GEGLU {rows}×{channels}"),
+            Self::LayerNorm { rows, channels } => format!("layer norm {rows}×{channels}"),
+            Self::Geglu { rows, channels } => format!("GEGLU {rows}×{channels}"),
         }
     }
 
     fn flops(self) -> u64 {
         let flops = match self {
-            Op::Linear { m, n, k } => 2 * m * n * k,
-            Op::Conv { batch, side, inputs, outputs } => 18 * batch * side * side * inputs * outputs,
-            Op::Attention { batch, queries, keys, heads, dim } => 4 * batch * queries * keys * heads * dim,
-            Op::GroupNorm { .. } | Op::LayerNorm { .. } | Op::Geglu { .. } => 0,
+            Self::Linear { m, n, k } => 2 * m * n * k,
+            Self::Conv { batch, side, inputs, outputs } => 18 * batch * side * side * inputs * outputs,
+            Self::Attention { batch, queries, keys, heads, dim } => 4 * batch * queries * keys * heads * dim,
+            Self::GroupNorm { .. } | Self::LayerNorm { .. } | Self::Geglu { .. } => 0,
         };
         flops as u64
     }

@@ -121,8 +121,8 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(setting: Setting<'_>) -> Result<Inputs> {
-        Ok(Inputs {
+    fn new(setting: Setting<'_>) -> Result<Self> {
+        Ok(Self {
             sample: setting.latents(setting.dtype)?,
             timesteps: (0..setting.batch).map(|b| 500.0 + b as f32).collect(),
             conditioning: Conditioning {
@@ -132,7 +132,7 @@ impl Inputs {
     }
 
     fn predict(&self, unet: &Unet, cx: &Cx<'_>) -> strata_model::Result<Tensor> {
-        let Inputs { sample, timesteps, conditioning } = self;
+        let Self { sample, timesteps, conditioning } = self;
         unet.forward(cx, &UnetInput { sample, timesteps, conditioning })
     }
 }
@@ -154,11 +154,11 @@ impl Training {
     fn work<'a>(unet: &'a mut Unet, setting: Setting<'a>, recompute: bool) -> Result<Work<'a>> {
         unet.detach_all();
         unet.set_gradient_checkpointing(recompute);
-        let training = Training::new(unet, setting)?;
+        let training = Self::new(unet, setting)?;
         Ok(Box::new(move || training.step(unet)))
     }
 
-    fn new(unet: &mut Unet, setting: Setting<'_>) -> Result<Training> {
+    fn new(unet: &mut Unet, setting: Setting<'_>) -> Result<Self> {
         let Setting { gpu, dtype, latent, batch } = setting;
         let train = TrainConfig { batch_size: batch as u32, dtype, ..TrainConfig::default() };
         let rule = Rule { select: "attn".into(), rank: RANK, alpha: RANK as f32, lr: None };
@@ -172,7 +172,7 @@ impl Training {
         let posterior = |i: usize| Posterior::new(values(count + i).split_off(i), &vec![-10.0; count]);
         let [tokens, channels] = TEXT;
         let states = BTreeMap::from([(CAPTION.to_owned(), values(tokens * channels))]);
-        Ok(Training {
+        Ok(Self {
             config: Config { train, ..Config::default() },
             feature: FeatureConfig::default(),
             latents: Latents::new((0..batch).map(posterior).collect(), shape, 0.18215),

@@ -31,9 +31,9 @@ impl Device {
     ///
     /// # Errors
     /// Those of [`bodies`].
-    pub(crate) fn of(gpu: &Gpu) -> strata_engine::Result<Device> {
+    pub(crate) fn of(gpu: &Gpu) -> strata_engine::Result<Self> {
         let caps = gpu.caps();
-        Ok(Device {
+        Ok(Self {
             name: caps.name.clone(),
             backend: caps.backend.clone(),
             driver: caps.driver.clone(),
@@ -98,12 +98,12 @@ pub struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(name: String, measured: &Measured, gpu: &Gpu, ceilings: &Ceilings) -> Row {
+    pub(crate) fn new(name: String, measured: &Measured, gpu: &Gpu, ceilings: &Ceilings) -> Self {
         let kernels = kernels(measured);
         let (tflops, gbps) =
             (measured.flops as f64 / measured.seconds / 1e12, measured.bytes as f64 / measured.seconds / 1e9);
         let labels: Vec<&str> = kernels.iter().map(|kernel| kernel.label.as_str()).collect();
-        Row {
+        Self {
             name,
             ms: measured.seconds * 1e3,
             spread: measured.spread,
@@ -165,8 +165,8 @@ impl Report {
     ///
     /// # Errors
     /// Those of [`bodies`].
-    pub(crate) fn new(gpu: &Gpu, dtype: DType, latent: usize) -> strata_engine::Result<Report> {
-        Ok(Report {
+    pub(crate) fn new(gpu: &Gpu, dtype: DType, latent: usize) -> strata_engine::Result<Self> {
+        Ok(Self {
             strata: env!("CARGO_PKG_VERSION").into(),
             device: Device::of(gpu)?,
             dtype: dtype.wgsl().into(),

@@ -99,7 +99,7 @@ fn around(values: impl Iterator<Item = f64> + Clone) -> Option<Range<f64>> {
     let positive = values.filter(|v| v.is_finite() && *v > 0.0);
     let (low, high) = (positive.clone().reduce(f64::min)?, positive.reduce(f64::max)?);
     // a little more, so that no dot lies on the edge
-    Some(10f64.powf((low / 1.2).log10().floor())..10f64.powf((high * 1.2).log10().ceil()))
+    Some(10_f64.powf((low / 1.2).log10().floor())..10_f64.powf((high * 1.2).log10().ceil()))
 }
 
 #[cfg(test)]

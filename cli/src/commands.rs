@@ -72,19 +72,19 @@ impl Dtype {
     pub fn on(self, gpu: &Gpu) -> Result<DType> {
         let caps = gpu.caps();
         ensure!(
-            self == Dtype::F32 || caps.f16,
+            self == Self::F32 || caps.f16,
             "GPU adapter {} has no f16 in shaders; use --dtype f32",
             caps.name
         );
-        Ok(if self == Dtype::F16 { DType::F16 } else { DType::F32 })
+        Ok(if self == Self::F16 { DType::F16 } else { DType::F32 })
     }
 }
 
 impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> DType {
+    fn from(dtype: Dtype) -> Self {
         match dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
         }
     }
 }

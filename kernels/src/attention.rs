@@ -58,11 +58,11 @@ enum Pass {
 impl Pass {
     fn name(self) -> &'static str {
         match self {
-            Pass::Lse => "lse",
-            Pass::Forward => "forward",
-            Pass::Delta => "delta",
-            Pass::Queries => "queries",
-            Pass::Keys => "keys",
+            Self::Lse => "lse",
+            Self::Forward => "forward",
+            Self::Delta => "delta",
+            Self::Queries => "queries",
+            Self::Keys => "keys",
         }
     }
 
@@ -70,7 +70,7 @@ impl Pass {
     fn parts(self, d: usize, bodies: Bodies) -> (usize, usize, usize) {
         let width = if d.is_multiple_of(4) { 4 } else { 1 };
         let vectors = d / width;
-        let most = if bodies.lane() { CPU_VECTORS } else { VECTORS[usize::from(self != Pass::Forward)] };
+        let most = if bodies.lane() { CPU_VECTORS } else { VECTORS[usize::from(self != Self::Forward)] };
         let kept = vectors.min(most);
         (width, kept, vectors.div_ceil(kept))
     }
@@ -212,7 +212,6 @@ fn run(tape: &Tape, [q, k, v]: [&Tensor; 3], call: Call) -> Result<Tensor> {
 }
 
 /// The specification; q `[batch, tq, heads · d]`, k and v `[batch, tk, heads · d]`.
-#[allow(clippy::too_many_arguments)]
 pub fn reference(
     q: &[f64],
     k: &[f64],

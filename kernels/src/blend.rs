@@ -18,7 +18,7 @@ fn defs(dtype: DType, pair: bool, vec: bool, bodies: Bodies) -> Defs {
     vec![
         ("T", dtype.into()),
         ("PAIR", pair.into()),
-        ("V", if vec { 4u32 } else { 1 }.into()),
+        ("V", if vec { 4_u32 } else { 1 }.into()),
         ("WG", bodies.workgroup().into()),
     ]
 }

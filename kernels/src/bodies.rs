@@ -22,53 +22,53 @@ const VARIABLE: &str = "STRATA_GEMM";
 
 impl Bodies {
     /// All of them.
-    pub const ALL: [Bodies; 4] = [Bodies::Lane, Bodies::Tile, Bodies::Coop8, Bodies::Coop16];
+    pub const ALL: [Self; 4] = [Self::Lane, Self::Tile, Self::Coop8, Self::Coop16];
 
     /// The name, as printed and as read from `STRATA_GEMM`.
     pub fn name(self) -> &'static str {
         match self {
-            Bodies::Lane => "lane",
-            Bodies::Tile => "tile",
-            Bodies::Coop8 => "coop8",
-            Bodies::Coop16 => "coop16",
+            Self::Lane => "lane",
+            Self::Tile => "tile",
+            Self::Coop8 => "coop8",
+            Self::Coop16 => "coop16",
         }
     }
 
     /// Those with the largest cooperative matrices that an adapter offers, of those that there are bodies for.
-    pub fn coop(caps: &Caps) -> Option<Bodies> {
-        [Bodies::Coop16, Bodies::Coop8].into_iter().find(|bodies| bodies.run_on(caps))
+    pub fn coop(caps: &Caps) -> Option<Self> {
+        [Self::Coop16, Self::Coop8].into_iter().find(|bodies| bodies.run_on(caps))
     }
 
     /// Those that kernels will run with on an adapter: those that `STRATA_GEMM` names, else those that suit it.
     ///
     /// # Errors
     /// `STRATA_GEMM` names none, or some that the adapter cannot run.
-    pub fn of(caps: &Caps) -> Result<Bodies> {
+    pub fn of(caps: &Caps) -> Result<Self> {
         match std::env::var_os(VARIABLE).filter(|name| !name.is_empty()) {
-            Some(name) => Bodies::named(&name.to_string_lossy(), caps),
-            None if is_cpu(caps) => Ok(Bodies::Lane),
-            None => Ok(Bodies::coop(caps).unwrap_or(Bodies::Tile)),
+            Some(name) => Self::named(&name.to_string_lossy(), caps),
+            None if is_cpu(caps) => Ok(Self::Lane),
+            None => Ok(Self::coop(caps).unwrap_or(Self::Tile)),
         }
     }
 
-    fn named(name: &str, caps: &Caps) -> Result<Bodies> {
-        match Bodies::ALL.into_iter().find(|bodies| bodies.name() == name) {
+    fn named(name: &str, caps: &Caps) -> Result<Self> {
+        match Self::ALL.into_iter().find(|bodies| bodies.name() == name) {
             Some(bodies) => bodies.checked(VARIABLE, caps),
             None => {
-                let names = Bodies::ALL.map(Bodies::name).join(", ");
+                let names = Self::ALL.map(Self::name).join(", ");
                 let message = format!("`{name}` names no kernels; choose one of {names}, or leave it out");
                 Err(Error::op(VARIABLE, message))
             }
         }
     }
 
-    fn checked(self, asked: &'static str, caps: &Caps) -> Result<Bodies> {
+    fn checked(self, asked: &'static str, caps: &Caps) -> Result<Self> {
         if self.run_on(caps) {
             return Ok(self);
         }
         let has: Vec<String> = caps.coop.iter().map(|[m, n, k]| format!("{m}×{n}×{k}")).collect();
         let has = if has.is_empty() { "none".into() } else { has.join(", ") };
-        let can = Bodies::ALL.into_iter().filter(|bodies| bodies.run_on(caps)).map(Bodies::name);
+        let can = Self::ALL.into_iter().filter(|bodies| bodies.run_on(caps)).map(Self::name);
         let message = format!(
             "{} wants cooperative matrices, of which {} has {has}; choose one of {}",
             self.name(),
@@ -85,15 +85,15 @@ impl Bodies {
     /// Rows and columns of their cooperative matrices.
     pub(crate) fn side(self) -> Option<u32> {
         match self {
-            Bodies::Lane | Bodies::Tile => None,
-            Bodies::Coop8 => Some(8),
-            Bodies::Coop16 => Some(16),
+            Self::Lane | Self::Tile => None,
+            Self::Coop8 => Some(8),
+            Self::Coop16 => Some(16),
         }
     }
 
     /// Whether one invocation does alone what elsewhere a workgroup does.
     pub(crate) fn lane(self) -> bool {
-        self == Bodies::Lane
+        self == Self::Lane
     }
 
     /// Invocations of a workgroup.
@@ -179,7 +179,7 @@ pub(crate) struct Matrices {
 
 impl Matrices {
     /// Kinds of adapters whose texts are checked without a GPU: subgroups of 8 (llvmpipe), 32 (Apple, NVIDIA) and 64 (AMD).
-    pub(crate) const KINDS: [Matrices; 4] = {
+    pub(crate) const KINDS: [Self; 4] = {
         const fn kind(side: u32, subgroup: u32, quads: bool, cpu: bool, memory: u32) -> Matrices {
             Matrices { side, subgroup, quads, cpu, memory: memory << 10, invocations: 1024 }
         }
@@ -192,9 +192,9 @@ impl Matrices {
     };
 
     /// Those that kernels were chosen to use, whether they work or not.
-    pub(crate) fn chosen(gpu: &Gpu) -> Result<Option<Matrices>> {
+    pub(crate) fn chosen(gpu: &Gpu) -> Result<Option<Self>> {
         let caps = gpu.caps();
-        let of = |side| Matrices {
+        let of = |side| Self {
             side,
             subgroup: caps.subgroup,
             quads: caps.backend == "Vulkan",

@@ -67,7 +67,7 @@ impl ConvShape {
     ///
     /// # Errors
     /// Shapes or a stride that do not fit.
-    pub fn new(x: &[usize], w: &[usize], stride: usize, padding: Padding) -> Result<ConvShape> {
+    pub fn new(x: &[usize], w: &[usize], stride: usize, padding: Padding) -> Result<Self> {
         let (&[batch, h, width, c], &[o, kh, kw, wc]) = (x, w) else {
             return Err(Error::op(
                 "conv2d",
@@ -91,7 +91,7 @@ impl ConvShape {
             ));
         }
         let output = [(h + zeros - kh) / stride + 1, (width + zeros - kw) / stride + 1];
-        Ok(ConvShape { batch, input: [h, width], output, kernel: [kh, kw], channels: [c, o], stride, pad })
+        Ok(Self { batch, input: [h, width], output, kernel: [kh, kw], channels: [c, o], stride, pad })
     }
 }
 

@@ -31,20 +31,20 @@ pub enum Act {
 impl Act {
     pub(crate) fn wgsl(self) -> &'static str {
         match self {
-            Act::None => "none",
-            Act::Silu => "silu",
-            Act::Gelu => "gelu",
-            Act::QuickGelu => "quick_gelu",
+            Self::None => "none",
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::QuickGelu => "quick_gelu",
         }
     }
 
     /// The specification.
     pub fn of(self, x: f64) -> f64 {
         match self {
-            Act::None => x,
-            Act::Silu => x / (1.0 + (-x).exp()),
-            Act::Gelu => 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)),
-            Act::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Self::None => x,
+            Self::Silu => x / (1.0 + (-x).exp()),
+            Self::Gelu => 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)),
+            Self::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
         }
     }
 }
@@ -63,14 +63,14 @@ fn defs(op: Op, vec: bool, bodies: Bodies) -> Defs {
         ("ACT", op.act.wgsl().into()),
         ("T", op.from.into()),
         ("TO", op.to.into()),
-        ("V", if vec { 4u32 } else { 1 }.into()),
+        ("V", if vec { 4_u32 } else { 1 }.into()),
         ("WG", bodies.workgroup().into()),
     ]
 }
 
 impl Op {
-    fn new(name: &'static str, act: Act, x: &Tensor) -> Op {
-        Op { name, act, from: x.dtype(), to: x.dtype() }
+    fn new(name: &'static str, act: Act, x: &Tensor) -> Self {
+        Self { name, act, from: x.dtype(), to: x.dtype() }
     }
 
     /// `count` elements, in rows of `c`.

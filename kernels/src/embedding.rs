@@ -85,7 +85,7 @@ pub fn timestep_embedding(
     }
     let half = dim / 2;
     let frequency = |i: usize| {
-        let exponent = -(10000f64.ln() as f32) * i as f32 / (half as f32 - freq_shift);
+        let exponent = -(10000_f64.ln() as f32) * i as f32 / (half as f32 - freq_shift);
         f64::from(exponent).exp() as f32
     };
     let frequencies: Vec<f32> = (0..half).map(frequency).collect();

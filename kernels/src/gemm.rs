@@ -100,7 +100,7 @@ pub(crate) struct Gemm<'a> {
 
 impl<'a> Gemm<'a> {
     /// A product whose output has b's type.
-    pub fn new(a: &'a Tensor, b: &'a Tensor, layout: Layout, [m, n, c]: [usize; 3]) -> Gemm<'a> {
+    pub fn new(a: &'a Tensor, b: &'a Tensor, layout: Layout, [m, n, c]: [usize; 3]) -> Self {
         let (conv, ext, gate, bias, residual) = (None, None, None, None, None);
         Gemm {
             a,
@@ -246,9 +246,9 @@ const LANE_TILES: [(&str, [u32; 2]); 6] = [
 
 impl Body {
     /// The body for products m × n with weights of this type that lie so.
-    fn new(gpu: &Gpu, weights: DType, layout: Layout, [m, n]: [u32; 2]) -> Result<Body> {
+    fn new(gpu: &Gpu, weights: DType, layout: Layout, [m, n]: [u32; 2]) -> Result<Self> {
         if chosen(gpu)? == Bodies::Lane {
-            return Ok(Body::lane(match (m, n, layout) {
+            return Ok(Self::lane(match (m, n, layout) {
                 (..=8, _, _) => LANE_TILES[3],
                 (..=16, _, _) => LANE_TILES[2],
                 (_, ..=8, _) => LANE_TILES[1],
@@ -256,26 +256,26 @@ impl Body {
                 (_, _, Layout::Nn) => LANE_TILES[5],
             }));
         }
-        let matrices = Matrices::chosen(gpu)?.filter(|_| weights == DType::F16 && coop::trusted(gpu));
-        Ok(matrices.and_then(|on| coop::body(on, [m, n])).unwrap_or_else(Body::tile))
+        let matrices = Matrices::chosen(gpu)?.filter(|_| weights == DType::F16 && trusted(gpu));
+        Ok(matrices.and_then(|on| coop::body(on, [m, n])).unwrap_or_else(Self::tile))
     }
 
     /// All that could run a product here.
-    fn all(gpu: &Gpu) -> Result<Vec<Body>> {
+    fn all(gpu: &Gpu) -> Result<Vec<Self>> {
         Ok(match (chosen(gpu)?, Matrices::chosen(gpu)?) {
-            (Bodies::Lane, _) => LANE_TILES.map(Body::lane).to_vec(),
-            (_, None) => vec![Body::tile()],
+            (Bodies::Lane, _) => LANE_TILES.map(Self::lane).to_vec(),
+            (_, None) => vec![Self::tile()],
             (_, Some(on)) => coop::fitting(on),
         })
     }
 
-    pub fn tile() -> Body {
-        Body { name: "64×64", shader: &TILE, tile: [64, 64], defs: Defs::new() }
+    pub fn tile() -> Self {
+        Self { name: "64×64", shader: &TILE, tile: [64, 64], defs: Defs::new() }
     }
 
-    fn lane((name, tile): (&'static str, [u32; 2])) -> Body {
+    fn lane((name, tile): (&'static str, [u32; 2])) -> Self {
         let defs = vec![("RR", (tile[0] / 8).into()), ("CC", tile[1].into())];
-        Body { name, shader: &LANE, tile, defs }
+        Self { name, shader: &LANE, tile, defs }
     }
 
     /// Whether no workgroup has rows of two products.

@@ -56,7 +56,7 @@ fn defs(pass: Pass, [x, y]: [DType; 2], vec: bool, bodies: Bodies) -> Defs {
         ("BEFORE", pass.before.into()),
         ("TX", x.into()),
         ("T", y.into()),
-        ("V", if vec { 4u32 } else { 1 }.into()),
+        ("V", if vec { 4_u32 } else { 1 }.into()),
         ("LANE", bodies.lane().into()),
         ("WG", bodies.workgroup().into()),
     ]
@@ -199,7 +199,6 @@ pub fn group_norm(
 }
 
 /// The specification; x is `[batch, tokens, c]`, `add` `[batch, c]`.
-#[allow(clippy::too_many_arguments)]
 pub fn reference(
     x: &[f64],
     gamma: &[f64],

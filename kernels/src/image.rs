@@ -21,7 +21,7 @@ fn defs(op: &'static str, dtype: DType, vec: bool, bodies: Bodies) -> Defs {
     vec![
         ("OP", op.into()),
         ("T", dtype.into()),
-        ("V", if vec { 4u32 } else { 1 }.into()),
+        ("V", if vec { 4_u32 } else { 1 }.into()),
         ("WG", bodies.workgroup().into()),
     ]
 }

@@ -42,7 +42,7 @@ impl Rows {
     ///
     /// # Errors
     /// There is no row, a range is no whole number of rows, or two overlap.
-    pub fn new(gpu: &Gpu, matrices: &[Range<usize>], channels: usize) -> Result<Rows> {
+    pub fn new(gpu: &Gpu, matrices: &[Range<usize>], channels: usize) -> Result<Self> {
         let mut sorted: Vec<&Range<usize>> = matrices.iter().collect();
         sorted.sort_by_key(|range| range.start);
         let whole = |range: &&Range<usize>| channels > 0 && range.len().is_multiple_of(channels);
@@ -55,7 +55,7 @@ impl Rows {
             return Err(Error::op("project", format!("{matrices:?} are not rows of {channels} elements")));
         }
         let end = sorted.iter().map(|range| range.end).max().unwrap_or(0);
-        Ok(Rows { starts: Tensor::from_u32(gpu, &starts, &[starts.len()])?, channels, end })
+        Ok(Self { starts: Tensor::from_u32(gpu, &starts, &[starts.len()])?, channels, end })
     }
 }
 

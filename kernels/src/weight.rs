@@ -18,10 +18,10 @@ impl Storage {
     ///
     /// # Errors
     /// The type is no float.
-    pub fn of(dtype: DType) -> Result<Storage> {
+    pub fn of(dtype: DType) -> Result<Self> {
         match dtype {
-            DType::F32 => Ok(Storage::F32),
-            DType::F16 => Ok(Storage::F16),
+            DType::F32 => Ok(Self::F32),
+            DType::F16 => Ok(Self::F16),
             DType::U32 => Err(Error::op("weight", "u32 numbers are indices; a weight is f32 or f16")),
         }
     }
@@ -29,8 +29,8 @@ impl Storage {
     /// The type in which kernels multiply with them. What a layer computes in, the model says.
     pub fn dtype(self) -> DType {
         match self {
-            Storage::F32 => DType::F32,
-            Storage::F16 => DType::F16,
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
         }
     }
 }
@@ -50,16 +50,16 @@ impl Weight {
     ///
     /// # Errors
     /// They are no floats.
-    pub fn new(data: Tensor) -> Result<Weight> {
-        Ok(Weight { storage: Storage::of(data.dtype())?, data, prepared: Arc::default() })
+    pub fn new(data: Tensor) -> Result<Self> {
+        Ok(Self { storage: Storage::of(data.dtype())?, data, prepared: Arc::default() })
     }
 
     /// `values` of this shape, on the GPU as `storage` has them.
     ///
     /// # Errors
     /// Another number of values than the shape has, or the GPU is out of memory.
-    pub fn from_f32(gpu: &Gpu, values: &[f32], shape: &[usize], storage: Storage) -> Result<Weight> {
-        Weight::new(Tensor::from_f32(gpu, values, shape, storage.dtype())?)
+    pub fn from_f32(gpu: &Gpu, values: &[f32], shape: &[usize], storage: Storage) -> Result<Self> {
+        Self::new(Tensor::from_f32(gpu, values, shape, storage.dtype())?)
     }
 
     /// The numbers as they lie in memory.

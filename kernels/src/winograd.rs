@@ -54,7 +54,7 @@ impl Winograd {
     ///
     /// # Errors
     /// The GPU is out of memory.
-    pub fn new(x: &Tensor, w: &Weight, conv: &Conv) -> Result<Option<Winograd>> {
+    pub fn new(x: &Tensor, w: &Weight, conv: &Conv) -> Result<Option<Self>> {
         let &[o, _, _, c] = w.shape() else { return Ok(None) };
         let [h, width] = conv.src;
         let fits = [o, c].iter().all(|n| n.is_multiple_of(4) && *n >= MIN_CHANNELS)
@@ -65,7 +65,7 @@ impl Winograd {
         }
         let u = w.prepared(|| transform(w.data(), [o, c]))?;
         let batch = x.len() / (h * width * c);
-        Ok(Some(Winograd { u, size: [batch, h, width] }))
+        Ok(Some(Self { u, size: [batch, h, width] }))
     }
 
     /// x ∗ w and additions, into a fresh tensor.
@@ -180,7 +180,7 @@ struct Features {
 
 impl Default for Features {
     fn default() -> Self {
-        Features { op: "", dtype: DType::F32, back: false, bias: false, residual: false, ext: None }
+        Self { op: "", dtype: DType::F32, back: false, bias: false, residual: false, ext: None }
     }
 }
 

@@ -71,7 +71,7 @@ fn try_write(
     file.persist(path).map_err(|e| e.error)?;
     // The rename itself lives in the folder, which must reach the disk too; only Unix can open a folder for that.
     if cfg!(unix) {
-        fs::File::open(folder)?.sync_all()?;
+        File::open(folder)?.sync_all()?;
     }
     Ok(())
 }

@@ -34,9 +34,9 @@ impl Rows {
     pub fn of(path: &str) -> Self {
         let ends = |names: &[&str]| names.iter().any(|name| path.ends_with(name));
         match path {
-            _ if ends(&[".attn2.to_k", ".attn2.to_v"]) => Rows::Text,
-            _ if ends(&[".time_emb_proj"]) || path.starts_with("time_embedding.") => Rows::Sample,
-            _ => Rows::Place,
+            _ if ends(&[".attn2.to_k", ".attn2.to_v"]) => Self::Text,
+            _ if ends(&[".time_emb_proj"]) || path.starts_with("time_embedding.") => Self::Sample,
+            _ => Self::Place,
         }
     }
 }
@@ -253,16 +253,16 @@ impl Held {
     fn new(gpu: &Gpu, values: &[f32]) -> Result<Self> {
         for scalar in [0.0, 1.0] {
             if values.iter().all(|value| *value == scalar) {
-                return Ok(Held::Scalar(scalar));
+                return Ok(Self::Scalar(scalar));
             }
         }
-        Ok(Held::Rows(Tensor::from_f32(gpu, values, &[values.len()], DType::F32)?))
+        Ok(Self::Rows(Tensor::from_f32(gpu, values, &[values.len()], DType::F32)?))
     }
 
     pub fn gate(&self) -> Gate<'_> {
         match self {
-            Held::Scalar(factor) => Gate::Scalar(*factor),
-            Held::Rows(factors) => Gate::Rows(factors),
+            Self::Scalar(factor) => Gate::Scalar(*factor),
+            Self::Rows(factors) => Gate::Rows(factors),
         }
     }
 }

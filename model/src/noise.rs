@@ -57,7 +57,7 @@ impl Bits {
 
     /// Uniform in [0, 1), a multiple of 2⁻⁵³.
     pub fn uniform(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
 
     /// Uniform in 0..n, or 0 where n is 0. No number is favoured by more than n / 2⁶⁴.

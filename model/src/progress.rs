@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_narrow_terminal_shows_the_beginning_in_one_row() {
-        for width in 0..=20u16 {
+        for width in 0..=20_u16 {
             let term = InMemoryTerm::new(3, width.max(1));
             let bar = on(Shrinking { term: term.clone(), width: Arc::new(width.into()) }, BAR);
             for step in 0..5 {
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    impl io::Write for Said {
+    impl Write for Said {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(bytes)
         }

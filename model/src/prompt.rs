@@ -114,7 +114,7 @@ impl Prompt {
         mentions: &[Mention],
     ) -> Result<Self> {
         let chunk = tokenizer.max_length();
-        let mut prompt = Prompt { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new() };
+        let mut prompt = Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new() };
         for part in cut(ids.len(), chunk - 2, mentions)? {
             let first = prompt.ids.len() + 1;
             prompt.ids.extend(tokenizer.wrap(&ids[part.clone()]));

@@ -31,7 +31,7 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^= z >> 31;
-        let unit = (z >> 40) as f32 / (1u64 << 24) as f32;
-        (2.0 * unit - 1.0) * 3f32.sqrt()
+        let unit = (z >> 40) as f32 / (1_u64 << 24) as f32;
+        (2.0 * unit - 1.0) * 3_f32.sqrt()
     }
 }

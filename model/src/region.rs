@@ -39,11 +39,11 @@ impl Region {
         for y in 0..h {
             for x in 0..w {
                 let share = match self {
-                    Region::Box([left, top, right, bottom]) => {
+                    Self::Box([left, top, right, bottom]) => {
                         overlap(x as f64, left * w as f64, right * w as f64)
                             * overlap(y as f64, top * h as f64, bottom * h as f64)
                     }
-                    Region::Mask { width, height, values } => {
+                    Self::Mask { width, height, values } => {
                         let (rows, columns) = (covered(y, h, *height), covered(x, w, *width));
                         let at = |(y, row): &(usize, f64)| -> f64 {
                             let row_of =
@@ -70,7 +70,7 @@ impl Region {
     pub fn check(&self) -> Result<()> {
         let fail = |message: String| Err(Error::Input(message));
         match self {
-            Region::Box([left, top, right, bottom]) => {
+            Self::Box([left, top, right, bottom]) => {
                 let inside = |from: f64, to: f64| 0.0 <= from && from < to && to <= 1.0;
                 if !(inside(*left, *right) && inside(*top, *bottom)) {
                     return fail(format!(
@@ -79,7 +79,7 @@ impl Region {
                     ));
                 }
             }
-            Region::Mask { width, height, values } => {
+            Self::Mask { width, height, values } => {
                 if values.is_empty() || values.len() != width * height {
                     let count = values.len();
                     return fail(format!("a mask of {width}×{height} has {count} values"));

@@ -61,7 +61,7 @@ impl NoiseSchedule {
             )));
         }
         // Diffusers keeps this table in f32, which moves 1 − ᾱ₀ by 3e-5: enough to see, so it is rounded alike here.
-        let round = |x: f64| x as f32 as f64;
+        let round = |x: f64| f64::from(x as f32);
         let cumulate = |product: &mut f64, beta: &f64| {
             *product *= round(1.0 - round(*beta));
             Some(round(*product))
@@ -112,18 +112,27 @@ impl NoiseSchedule {
     }
 
     /// z_t = √ᾱ x₀ + √(1−ᾱ) ε.
+    ///
+    /// # Errors
+    /// There is no such timestep.
     pub fn add_noise(&self, t: usize) -> Result<Mix> {
         let alpha = self.alpha_cumprod(t)?;
         Ok(Mix { x0: alpha.sqrt() as f32, noise: (1.0 - alpha).sqrt() as f32 })
     }
 
     /// v = √ᾱ ε − √(1−ᾱ) x₀.
+    ///
+    /// # Errors
+    /// There is no such timestep.
     pub fn velocity(&self, t: usize) -> Result<Mix> {
         let noisy = self.add_noise(t)?;
         Ok(Mix { x0: -noisy.noise, noise: noisy.x0 })
     }
 
     /// What the model's output is compared with in training.
+    ///
+    /// # Errors
+    /// There is no such timestep.
     pub fn training_target(&self, t: usize) -> Result<Mix> {
         match self.prediction {
             PredictionType::Epsilon => self.alpha_cumprod(t).map(|_| Mix { x0: 0.0, noise: 1.0 }),
@@ -133,6 +142,9 @@ impl NoiseSchedule {
     }
 
     /// Signal to noise, ᾱ / (1−ᾱ).
+    ///
+    /// # Errors
+    /// There is no such timestep.
     pub fn snr(&self, t: usize) -> Result<f64> {
         self.alpha_cumprod(t).map(|alpha| alpha / (1.0 - alpha))
     }

@@ -22,6 +22,7 @@ impl Taps {
 
     /// Also asks the tape to keep the gradient of every observed tensor. Of values that the model never makes on its
     /// way (see [`Cx::tap_with`]) there is none.
+    #[must_use]
     pub fn retain_gradients(mut self, retain: bool) -> Self {
         self.retain = retain;
         self

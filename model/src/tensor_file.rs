@@ -152,6 +152,9 @@ where
 /// The header (length word included, padded to 8 bytes) of a file whose tensors, in name order, have one dtype and
 /// lie without gaps. Keys are sorted, so equal contents give equal bytes; the safetensors crate keeps `__metadata__`
 /// in a hash map, whose order changes from run to run.
+///
+/// # Errors
+/// The header cannot be written as JSON.
 pub fn header<'a>(
     dtype: Dtype,
     tensors: impl IntoIterator<Item = (&'a str, Vec<usize>)>,

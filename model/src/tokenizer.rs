@@ -134,6 +134,9 @@ impl ClipTokenizer {
     }
 
     /// BOS, the text's ids cut to fit, EOS, and padding: always `max_length` ids.
+    ///
+    /// # Errors
+    /// The text cannot be encoded.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.wrap(&self.ids(text)?))
     }

@@ -138,13 +138,18 @@ impl Weights {
 
     /// As [`take`](Self::take), for a tensor that has had several names (`to_q` and `query`) or shapes ([C, C] and
     /// [C, C, 1, 1]) over the years. The first name present is read; errors speak of the first name and shape.
+    ///
+    /// # Errors
+    /// Those of [`take`](Self::take).
     pub fn take_any(&mut self, names: &[&str], shapes: &[&[usize]]) -> Result<Vec<f32>> {
         let expected = || shapes.first().map_or(Vec::new(), |s| s.to_vec());
         let Some(name) = names.iter().find(|name| self.contains(name)) else {
             let name = names.first().copied().unwrap_or_default().to_string();
             return Err(Error::MissingTensor { path: self.source(), name, shape: expected() });
         };
-        let slot = self.slots.get_mut(*name).expect("just found");
+        let folder = self.source();
+        let missing = || Error::MissingTensor { path: folder, name: name.to_string(), shape: expected() };
+        let slot = self.slots.get_mut(*name).ok_or_else(missing)?;
         let file = &mut self.files[slot.file];
         let error = (file.path().to_path_buf(), slot.name.clone());
         if slot.taken {

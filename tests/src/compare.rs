@@ -8,9 +8,9 @@ use strata_engine::DType;
 /// (rounding errors add up like a random walk; 4 standard deviations). f16 storage adds 4 half ulps (2⁻¹¹ each): the
 /// value's own rounding, those of stored intermediates, and drivers that round toward zero.
 pub fn tolerance(dtype: DType, k: usize) -> f64 {
-    let accumulation = 2f64.powi(-24) * (16.0 + 4.0 * (k as f64).sqrt());
+    let accumulation = 2_f64.powi(-24) * (16.0 + 4.0 * (k as f64).sqrt());
     match dtype {
-        DType::F16 => accumulation + 4.0 * 2f64.powi(-11),
+        DType::F16 => accumulation + 4.0 * 2_f64.powi(-11),
         DType::F32 | DType::U32 => accumulation,
     }
 }
@@ -33,7 +33,7 @@ pub fn compare(what: &str, got: &[f64], want: &[f64], scale: f64, tolerance: f64
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let (diff, limit) = ((got - want).abs(), tolerance * (want.abs() + scale));
         // written so that NaN on either side fails
-        #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "NaN must fail")]
+        #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN must fail")]
         if !(diff <= limit) {
             wrong += 1;
             let ratio = if diff.is_nan() { f64::INFINITY } else { diff / limit };

@@ -40,7 +40,7 @@ pub struct Expected {
 
 impl Expected {
     /// Evaluates the row's reference on inputs rounded to `dtype`.
-    pub fn new(row: &Row, dtype: DType) -> Expected {
+    pub fn new(row: &Row, dtype: DType) -> Self {
         let mut random = Random::new(&format!("{} {dtype:?}", row.name));
         let inputs: Vec<Vec<f32>> = row.inputs.iter().map(|input| input.rounded(dtype)).collect();
         let exact: Vec<Vec<f64>> = inputs.iter().map(|v| v.iter().map(|x| f64::from(*x)).collect()).collect();
@@ -49,7 +49,7 @@ impl Expected {
         if dtype == DType::F16 {
             upstream.iter_mut().for_each(|u| *u = f16::from_f32(*u).to_f32());
         }
-        let mut expected = Expected { dtype, inputs, out, upstream, gradients: Vec::new(), nan: Vec::new() };
+        let mut expected = Self { dtype, inputs, out, upstream, gradients: Vec::new(), nan: Vec::new() };
         for (i, input) in row.inputs.iter().enumerate() {
             let probes = (input.role != Role::Frozen).then(|| expected.probes(row, &exact, i, &mut random));
             expected.gradients.push(probes);

@@ -27,15 +27,15 @@ impl Setup {
     fn open(self) -> Result<Gpu> {
         let options = GpuOptions {
             debug: true,
-            no_immediates: self == Setup::Arena,
-            minimal: matches!(self, Setup::Minimal | Setup::MinimalTile),
+            no_immediates: self == Self::Arena,
+            minimal: matches!(self, Self::Minimal | Self::MinimalTile),
             ..GpuOptions::default()
         };
         let gpu = Gpu::open(&options)?;
         let bodies = match self {
-            Setup::Lane | Setup::Arena | Setup::Minimal => Bodies::Lane,
-            Setup::Tile | Setup::MinimalTile => Bodies::Tile,
-            Setup::Coop => coop().expect("the adapter has cooperative matrices"),
+            Self::Lane | Self::Arena | Self::Minimal => Bodies::Lane,
+            Self::Tile | Self::MinimalTile => Bodies::Tile,
+            Self::Coop => coop().expect("the adapter has cooperative matrices"),
         };
         use_bodies(&gpu, bodies)?;
         Ok(gpu)
@@ -66,7 +66,7 @@ pub fn gpu(setup: Setup) -> MutexGuard<'static, Gpu> {
         Setup::MinimalTile => &MINIMAL_TILE,
     };
     // a failed test leaves the adapter usable
-    slot.lock().unwrap_or_else(|e| e.into_inner())
+    slot.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// The cooperative matrices that the adapter under test has.

@@ -8,19 +8,19 @@ pub struct Random(ChaCha8Rng);
 
 impl Random {
     /// The stream that belongs to `seed`.
-    pub fn new(seed: &str) -> Random {
-        let mut key = [0u8; 32];
+    pub fn new(seed: &str) -> Self {
+        let mut key = [0_u8; 32];
         for (i, byte) in seed.bytes().enumerate() {
             // rotates, so that texts longer than the key and permuted texts differ
             key[i % 32] = key[i % 32].rotate_left(3) ^ byte;
             key[(i + 7) % 32] = key[(i + 7) % 32].wrapping_add(byte).wrapping_mul(31);
         }
-        Random(ChaCha8Rng::from_seed(key))
+        Self(ChaCha8Rng::from_seed(key))
     }
 
     /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f64 {
-        (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        (self.0.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
 
     /// Uniform in 0..n.

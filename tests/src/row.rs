@@ -68,49 +68,55 @@ pub struct Row {
 
 impl Row {
     /// A row without inputs and without an op yet. `k` counts the terms of the op's longest sum, forward or backward.
-    pub fn new(name: impl Into<String>, out: &[usize], k: usize) -> Row {
+    pub fn new(name: impl Into<String>, out: &[usize], k: usize) -> Self {
         let name = name.into();
         let random = Random::new(&name);
         let run: Run = Box::new(|_, t, _| Ok(t[0].clone()));
         let reference: Reference = Box::new(|v| v[0].clone());
-        Row { name, inputs: Vec::new(), out: out.to_vec(), out_f32: false, k, run, reference, random }
+        Self { name, inputs: Vec::new(), out: out.to_vec(), out_f32: false, k, run, reference, random }
     }
 
-    fn push(mut self, name: &'static str, shape: &[usize], role: Role) -> Row {
+    fn push(mut self, name: &'static str, shape: &[usize], role: Role) -> Self {
         let values = self.random.normal(shape.iter().product());
         self.inputs.push(Input { name, shape: shape.to_vec(), role, always_f32: false, values });
         self
     }
 
     /// Adds an activation of standard normal numbers.
-    pub fn input(self, name: &'static str, shape: &[usize]) -> Row {
+    #[must_use]
+    pub fn input(self, name: &'static str, shape: &[usize]) -> Self {
         self.push(name, shape, Role::Tracked)
     }
 
     /// Adds a frozen tensor of standard normal numbers.
-    pub fn frozen(self, name: &'static str, shape: &[usize]) -> Row {
+    #[must_use]
+    pub fn frozen(self, name: &'static str, shape: &[usize]) -> Self {
         self.push(name, shape, Role::Frozen)
     }
 
     /// Adds a frozen tensor that is f32 whatever the row's dtype (bias, gamma, gates).
-    pub fn frozen_f32(self, name: &'static str, shape: &[usize]) -> Row {
+    #[must_use]
+    pub fn frozen_f32(self, name: &'static str, shape: &[usize]) -> Self {
         self.push(name, shape, Role::Frozen).wide()
     }
 
     /// The input added last is f32 whatever the row's dtype.
-    pub fn wide(mut self) -> Row {
+    #[must_use]
+    pub fn wide(mut self) -> Self {
         self.last().always_f32 = true;
         self
     }
 
     /// What was tracked so far and the output are f32 whatever the row's dtype; weights and parameters have it.
-    pub fn stream(mut self) -> Row {
+    #[must_use]
+    pub fn stream(mut self) -> Self {
         self.inputs.iter_mut().filter(|i| i.role == Role::Tracked).for_each(|i| i.always_f32 = true);
         self.out_f32()
     }
 
     /// Adds a parameter of standard normal numbers.
-    pub fn parameter(self, name: &'static str, shape: &[usize]) -> Row {
+    #[must_use]
+    pub fn parameter(self, name: &'static str, shape: &[usize]) -> Self {
         self.push(name, shape, Role::Parameter)
     }
 
@@ -119,38 +125,44 @@ impl Row {
     }
 
     /// Changes the values of the input added last: `f(index, value)`.
-    pub fn map(mut self, f: impl Fn(usize, f32) -> f32) -> Row {
+    #[must_use]
+    pub fn map(mut self, f: impl Fn(usize, f32) -> f32) -> Self {
         self.last().values.iter_mut().enumerate().for_each(|(i, v)| *v = f(i, *v));
         self
     }
 
     /// Multiplies the input added last.
-    pub fn scale(self, factor: f64) -> Row {
+    #[must_use]
+    pub fn scale(self, factor: f64) -> Self {
         self.map(|_, v| v * factor as f32)
     }
 
     /// The output is f32 whatever the row's dtype.
-    pub fn out_f32(mut self) -> Row {
+    #[must_use]
+    pub fn out_f32(mut self) -> Self {
         self.out_f32 = true;
         self
     }
 
     /// How to run the op; tensors come in the order the inputs were added.
-    pub fn run(self, run: impl Fn(&Tape, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Row {
+    #[must_use]
+    pub fn run(self, run: impl Fn(&Tape, &[Tensor]) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         self.run_as(move |tape, inputs, _| run(tape, inputs))
     }
 
     /// As [`Row::run`], for ops that must be told the row's dtype.
+    #[must_use]
     pub fn run_as(
         mut self,
         run: impl Fn(&Tape, &[Tensor], DType) -> Result<Tensor> + Send + Sync + 'static,
-    ) -> Row {
+    ) -> Self {
         self.run = Box::new(run);
         self
     }
 
     /// What the op should give; inputs come in the order they were added.
-    pub fn reference(mut self, reference: impl Fn(&[Vec<f64>]) -> Vec<f64> + Send + Sync + 'static) -> Row {
+    #[must_use]
+    pub fn reference(mut self, reference: impl Fn(&[Vec<f64>]) -> Vec<f64> + Send + Sync + 'static) -> Self {
         self.reference = Box::new(reference);
         self
     }

@@ -114,7 +114,7 @@ fn weights_are_prepared_once() {
     unet.set_gradient_checkpointing(true);
     let (set, grads) = attach(&gpu, DType::F32, &mut unet, "attn");
     let prepared = || {
-        let (_, launches) = gpu
+        let ((), launches) = gpu
             .profile(|| {
                 pass(&gpu, DType::F32, &unet, &set, &grads);
                 Ok::<_, strata_engine::Error>(())

@@ -21,7 +21,7 @@ static GPU: LazyLock<Mutex<Gpu>> =
 fn pictures() -> TempDir {
     let folder = tempdir().unwrap();
     for (feature, colour) in [("hair_style_a", [200, 40, 220]), ("clothing_style_b", [220, 180, 20])] {
-        for i in 0..3u32 {
+        for i in 0..3_u32 {
             let picture = image::RgbImage::from_fn(64, 64, |x, y| {
                 let inside = (x / 16 + y / 16 + i).is_multiple_of(2);
                 image::Rgb(if inside { colour } else { [(x * 3) as u8, (y * 3) as u8, (i * 80) as u8] })
@@ -54,7 +54,7 @@ fn config(folder: &Path, order: &str, out: &str, extra: &str) -> Config {
 }
 
 fn train(config: &Config, only: Option<&str>) -> Summary {
-    let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu = GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     run(&gpu, config, only, &Interrupt::default()).unwrap()
 }
 
@@ -106,7 +106,7 @@ fn a_stage_without_the_one_before_is_refused() {
     let folder = pictures();
     let mut config = config(folder.path(), "staged", "alone", "");
     let refuse = |config: &Config, only, words: &[&str]| {
-        let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+        let gpu = GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         refused(run(&gpu, config, only, &Interrupt::default()), words)
     };
     refuse(
@@ -149,7 +149,7 @@ fn one_file_does_what_two_do() {
     config.feature[1].lora[0].rank = 3;
     config.feature[1].lora[0].alpha = 1.5;
     train(&config, None);
-    let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu = GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let predict = |files: &[PathBuf]| {
         let mut unet = unet(&gpu, "sd15-tiny", DType::F32);
         for file in files {
@@ -188,7 +188,7 @@ fn silenced_and_preserved_features_are_quieter() {
     assert_eq!(lines[0]["preserve_loss"], 0.0);
     assert!(lines[2]["preserve_loss"].as_f64().unwrap() > 0.0);
 
-    let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+    let gpu = GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let checkpoint = checkpoint("sd15-tiny");
     let text = checkpoint.text_encoder(&gpu, DType::F32).unwrap();
     let unet = unet(&gpu, "sd15-tiny", DType::F32);
@@ -254,7 +254,7 @@ fn features_that_cannot_work_are_refused() {
 
 fn tags(list: &[&str]) -> Tags {
     let tokenizer = Arc::new(tokenizer("sd15-tiny"));
-    Tags::new(&tokenizer, &list.iter().map(|tag| tag.to_string()).collect::<Vec<_>>()).unwrap()
+    Tags::new(&tokenizer, &list.iter().map(|text| text.to_string()).collect::<Vec<_>>()).unwrap()
 }
 
 #[test]
@@ -296,7 +296,7 @@ fn every_kind_of_prompt_is_preserved() {
 
 /// CRC-32C, bit by bit.
 fn crc32c(data: &[u8]) -> u32 {
-    !data.iter().fold(!0u32, |crc, byte| {
+    !data.iter().fold(!0_u32, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg()))
     })
 }
@@ -349,7 +349,7 @@ fn a_dry_run_tells_the_memory_of_features() {
     for order in ["staged", "joint"] {
         let mut config = config(folder.path(), order, &format!("memory-{order}"), extra);
         config.train.batch_size = 12;
-        let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+        let gpu = GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let told = measure(&gpu, &config, None).unwrap();
         gpu.reset_peak();
         let before = gpu.stats().live_bytes;

@@ -17,7 +17,7 @@ fn frozen_layers_keep_no_input() {
     let gpu = gpu(Setup::Lane);
     let weight = |seed, shape: &[usize]| Weight::new(random(&gpu, seed, shape)).unwrap();
     let (weights, kernel) = (weight("w", &[12, 20]), weight("kernel", &[12, 3, 3, 20]));
-    type Op<'a> = &'a dyn Fn(&strata_engine::Tape, &Tensor) -> Tensor;
+    type Op<'a> = &'a dyn Fn(&Tape, &Tensor) -> Tensor;
     let dense: Op<'_> = &|tape, x| linear(tape, x, &weights, &LinearArgs::default()).unwrap();
     let convolution: Op<'_> = &|tape, x| conv2d(tape, x, &kernel, &ConvArgs::default()).unwrap();
     for (name, op) in [("linear", dense), ("conv2d", convolution)] {

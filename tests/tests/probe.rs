@@ -33,7 +33,7 @@ fn feature(pipeline: &Pipeline, tag: &str, class: Option<&str>, weight: f32) -> 
 }
 
 fn script(pipeline: &Pipeline, features: Vec<ProbeFeature>, lines: &[&str]) -> Script {
-    let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+    let lines: Vec<String> = lines.iter().map(|text| text.to_string()).collect();
     let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);
     Script::new(pipeline.text.tokenizer(), features, &lines, states).unwrap()
 }

@@ -24,7 +24,7 @@ fn text(gpu: &Gpu) -> TextEncoder {
 }
 
 fn owned(prompts: &[&str]) -> Vec<String> {
-    prompts.iter().map(|prompt| prompt.to_string()).collect()
+    prompts.iter().map(|text| text.to_string()).collect()
 }
 
 /// Of the default bank. Not to be asked for by who holds a GPU adapter.
@@ -217,8 +217,8 @@ fn trained_loras_are_silent_where_the_tag_is_not() {
         assert_eq!(found.len(), silence.layers());
         assert!(found.iter().all(|delta| reads_text(&delta.path)));
         let (inside, tag) = (most(&found), measure(&silenced, &tagged));
-        let [bank, other, before] = [(&silenced, &*BANK), (&silenced, &unseen), (&plain, &BANK)]
-            .map(|(l, s)| most(&measure(l, s)));
+        let [bank, other, before] =
+            [(&silenced, &*BANK), (&silenced, &unseen), (&plain, &BANK)].map(|(l, s)| most(&measure(l, s)));
         println!(
             "{setup:?} {dtype:?}: within the span {inside:.1e}, bank {bank:.3} ({before:.3} without), unseen {other:.3}, \
              tag {:.3} to {:.3}",

@@ -46,7 +46,7 @@ pub struct Knobs {
 
 impl Default for Knobs {
     fn default() -> Self {
-        Knobs { factor: 1.0, excess: 0, transpose: false, add: false, doubled: u32::MAX, swallow_nan: false }
+        Self { factor: 1.0, excess: 0, transpose: false, add: false, doubled: u32::MAX, swallow_nan: false }
     }
 }
 

@@ -34,7 +34,7 @@ struct Data {
 }
 
 impl Data {
-    fn new() -> Data {
+    fn new() -> Self {
         let config = SchedulerConfig::open(&golden("sd15-tiny", "scheduler/scheduler_config.json")).unwrap();
         let mut tensors = golden_tensors("sd15-tiny", "goldens_train.safetensors");
         let (latents, context) =
@@ -46,7 +46,7 @@ impl Data {
             let (sample, y, x, channel) = (i / size, i / 4 / SIDE % SIDE, i / 4 % SIDE, i % 4);
             latents.1[((sample * 4 + channel) * SIDE + y) * SIDE + x]
         };
-        Data {
+        Self {
             schedule: NoiseSchedule::new(&config).unwrap(),
             latents: (0..BATCH * size).map(channels_last).collect(),
             context: context.1[..BATCH * tokens * channels].to_vec(),
@@ -120,7 +120,7 @@ fn step(unet: &Unet, learner: &mut Learner, batch: &Batch) -> f32 {
 
 #[test]
 fn a_fixed_batch_is_learned_by_heart() {
-    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let (gpu, data) = (GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner), Data::new());
     let batch = data.batch(0);
     if with_learner(&gpu, DType::F16, |unet, learner| too_slow(&gpu, unet, learner, &batch)) {
         return;
@@ -135,7 +135,7 @@ fn a_fixed_batch_is_learned_by_heart() {
 
 #[test]
 fn what_is_learned_holds_for_noise_never_seen() {
-    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let (gpu, data) = (GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner), Data::new());
     let unseen = data.batch(1_000_000);
     if with_learner(&gpu, DType::F32, |unet, learner| too_slow(&gpu, unet, learner, &unseen)) {
         return;
@@ -171,7 +171,7 @@ fn what_is_learned_holds_for_noise_never_seen() {
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let (gpu, data) = (GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner), Data::new());
     let run = || {
         with_learner(&gpu, DType::F16, |unet, learner| {
             let losses: Vec<u32> = (0..3).map(|i| step(unet, learner, &data.batch(i)).to_bits()).collect();
@@ -185,7 +185,7 @@ fn two_runs_give_the_same_bits() {
 /// After the first two steps, which fill the caches, a step makes no buffer, bind group or pipeline.
 #[test]
 fn a_steady_training_step_creates_nothing() {
-    let (gpu, data) = (GPU.lock().unwrap_or_else(|e| e.into_inner()), Data::new());
+    let (gpu, data) = (GPU.lock().unwrap_or_else(std::sync::PoisonError::into_inner), Data::new());
     for dtype in [DType::F32, DType::F16] {
         with_learner(&gpu, dtype, |unet, learner| {
             let created = || {

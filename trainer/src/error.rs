@@ -72,7 +72,7 @@ pub enum Error {
     #[error("{cause}; what was learned until then is in {}", listing(saved))]
     Unfinished {
         /// Why it ended.
-        cause: Box<Error>,
+        cause: Box<Self>,
         /// The files.
         saved: Vec<PathBuf>,
     },

@@ -116,14 +116,14 @@ impl Golden {
     }
 
     /// Part `i` along the first axis.
-    pub fn part(&self, i: usize) -> Result<Golden> {
+    pub fn part(&self, i: usize) -> Result<Self> {
         ensure!(
             self.shape.first().is_some_and(|n| i < *n),
             "no part {i} in a golden of shape {:?}",
             self.shape
         );
         let (shape, size) = (self.shape[1..].to_vec(), self.values.len() / self.shape[0]);
-        Ok(Golden { shape, values: self.values[i * size..(i + 1) * size].to_vec() })
+        Ok(Self { shape, values: self.values[i * size..(i + 1) * size].to_vec() })
     }
 
     /// Values and shape as Strata lays images out: N H W C.

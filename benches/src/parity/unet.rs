@@ -109,7 +109,7 @@ pub(crate) fn forward(c: &mut Checker) -> Result<()> {
 
 /// The paths in `unet.act.*`.
 fn activations(layers_per_block: usize) -> Vec<String> {
-    let mut paths: Vec<String> = MODULES.iter().map(|path| path.to_string()).collect();
+    let mut paths: Vec<String> = MODULES.iter().map(|text| text.to_string()).collect();
     let block = "down_blocks.0.attentions.0.transformer_blocks.0";
     paths.extend(TRANSFORMER.iter().map(|part| format!("{block}.{part}")));
     for i in 0..4 {

@@ -24,11 +24,11 @@ impl Pass {
     /// columns, each with weights of its own.
     fn kept(self) -> [u32; 3] {
         match self {
-            Pass::Lse => [1, 1, 0],
-            Pass::Forward => [1, 2, 1],
-            Pass::Delta => [2, 2, 0],
-            Pass::Queries => [2, 2, 1],
-            Pass::Keys => [2, 2, 2],
+            Self::Lse => [1, 1, 0],
+            Self::Forward => [1, 2, 1],
+            Self::Delta => [2, 2, 0],
+            Self::Queries => [2, 2, 1],
+            Self::Keys => [2, 2, 2],
         }
     }
 }
@@ -115,8 +115,8 @@ impl Shape {
             ("FM", self.tiles.into()),
             ("BC", self.columns.into()),
             ("DP", self.padded(on, d).into()),
-            ("V", if d.is_multiple_of(4) { 4u32 } else { 1 }.into()),
-            ("SV", if on.quads { 4u32 } else { 1 }.into()),
+            ("V", if d.is_multiple_of(4) { 4_u32 } else { 1 }.into()),
+            ("SV", if on.quads { 4_u32 } else { 1 }.into()),
             ("WG", self.invocations(on).into()),
         ]
     }
@@ -131,12 +131,12 @@ pub(super) struct Shapes {
 
 impl Shapes {
     /// Of the shapes that fit a pass, the first that `pick` takes, or the last. `None` where some pass has none.
-    fn new(on: Matrices, d: u32, pick: impl Fn(Pass, Shape) -> bool) -> Option<Shapes> {
+    fn new(on: Matrices, d: u32, pick: impl Fn(Pass, Shape) -> bool) -> Option<Self> {
         let [lse, forward, delta, queries, keys] = PASSES.map(|pass| {
             let mut fit = shapes(on.side, on.cpu).iter().copied().filter(|shape| shape.fits(on, pass, d));
             fit.clone().find(|shape| pick(pass, *shape)).or(fit.next_back())
         });
-        Some(Shapes { on, shapes: [lse?, forward?, delta?, queries?, keys?] })
+        Some(Self { on, shapes: [lse?, forward?, delta?, queries?, keys?] })
     }
 
     pub(super) fn launch<'a>(

@@ -108,7 +108,7 @@ impl Shape {
             ("FS", self.leaving().into()),
             ("BK", self.depth.into()),
             ("WG", (sm * sn * on.subgroup).into()),
-            ("SV", if on.quads { 4u32 } else { 1 }.into()),
+            ("SV", if on.quads { 4_u32 } else { 1 }.into()),
         ];
         Body { name: self.name, shader: &COOP, tile: self.tile(side), defs }
     }

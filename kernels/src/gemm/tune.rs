@@ -49,7 +49,7 @@ fn state(gpu: &Gpu) -> Arc<Mutex<State>> {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(|e| e.into_inner())
+    state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A name for what was tuned here: of the adapter, its driver, the bodies, and the text of the kernels.
@@ -130,7 +130,7 @@ fn name(gemm: &Gemm<'_>) -> String {
         (Layout::Nt, true) => "conv",
         (Layout::Nn, true) => "conv back",
     };
-    let [a, b, out] = [gemm.a.dtype(), gemm.b.dtype(), gemm.out].map(|dtype| dtype.wgsl());
+    let [a, b, out] = [gemm.a.dtype(), gemm.b.dtype(), gemm.out].map(strata_engine::DType::wgsl);
     let [kh, kw] = gemm.conv.map_or([1, 1], |conv| conv.kernel);
     let rank = gemm.ext.map_or(0, |ext| ext.s.last());
     let planes = if gemm.planes > 1 { format!(" planes {}", gemm.planes) } else { String::new() };

@@ -43,7 +43,10 @@ pub struct ClipConfig {
 }
 
 impl ClipConfig {
-    /// Reads a `CLIPTextModel`'s config.json. Errors as [`UnetConfig::open`](super::UnetConfig::open).
+    /// Reads a `CLIPTextModel`'s config.json.
+    ///
+    /// # Errors
+    /// Those of [`UnetConfig::open`](super::UnetConfig::open).
     pub fn open(path: &Path) -> Result<Self> {
         let mut f = Fields::open(path)?;
         f.only("model_type", &[json!("clip_text_model")])?;

@@ -35,7 +35,10 @@ pub struct VaeConfig {
 }
 
 impl VaeConfig {
-    /// Reads an `AutoencoderKL`'s config.json. Errors as [`UnetConfig::open`](super::UnetConfig::open).
+    /// Reads an `AutoencoderKL`'s config.json.
+    ///
+    /// # Errors
+    /// Those of [`UnetConfig::open`](super::UnetConfig::open).
     pub fn open(path: &Path) -> Result<Self> {
         let mut f = Fields::open(path)?;
         refuse_other_autoencoders(&f)?;

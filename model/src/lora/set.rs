@@ -125,7 +125,7 @@ impl LoraSet {
         let entries = matches.iter().map(|m| LoraEntry::new(&m.layer, m.rank, m.alpha, m.lr)).collect();
         Self::new(gpu, dtype, entries, |entry, values| {
             let fan_in = entry.down.len() / entry.rank;
-            fill(&entry.path, fan_in, &mut values[entry.down.clone()])
+            fill(&entry.path, fan_in, &mut values[entry.down.clone()]);
         })
     }
 

@@ -99,7 +99,7 @@ impl LoraWeights {
     ///
     /// # Errors
     /// A module has another size, or is another kind of layer, in one than in another.
-    pub fn combine(all: &[LoraWeights]) -> Result<Self> {
+    pub fn combine(all: &[Self]) -> Result<Self> {
         let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
         for (name, module) in all.iter().flat_map(|one| &one.modules) {
             let together = match modules.remove(name) {

@@ -137,7 +137,7 @@ fn modules_have_kohyas_names_too() {
     let paths: Vec<&str> = layers.iter().flat_map(|layer| modules(&layer.path)).collect();
     for path in paths {
         let ours = matches(&[rule(path)], &layers).map(|matches| matches.len()).map_err(|_| ());
-        let kohyas = matches(&[rule(&kohya_name(crate::Part::Unet, path))], &layers)
+        let kohyas = matches(&[rule(&kohya_name(Part::Unet, path))], &layers)
             .map(|matches| matches.len())
             .map_err(|_| ());
         assert_eq!(ours, kohyas, "{path}");

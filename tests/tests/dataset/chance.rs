@@ -65,9 +65,9 @@ fn noise_is_normal() {
 
 #[test]
 fn timesteps_fill_their_range_evenly() {
-    let n = 40_000u64;
+    let n = 40_000_u64;
     let drawn: Vec<u32> = (0..n).map(|i| uniform_timestep(3, i / 4, i % 4, 20, 60)).collect();
-    let mut counts = [0u32; 40];
+    let mut counts = [0_u32; 40];
     drawn.iter().for_each(|t| counts[(*t - 20) as usize] += 1);
     assert!(counts.iter().all(|c| (800..1200).contains(c)), "{counts:?}");
     assert_eq!(uniform_timestep(3, 0, 0, 5, 5), 5);
@@ -80,7 +80,7 @@ fn timesteps_fill_their_range_evenly() {
 fn an_epoch_shows_every_picture_once() {
     for n in [1, 2, 7, 30] {
         let mut orders = BTreeSet::new();
-        for epoch in 0..5u64 {
+        for epoch in 0..5_u64 {
             let shown: Vec<usize> = (0..n as u64).map(|i| sample_index(9, epoch * n as u64 + i, n)).collect();
             assert_eq!(shown, order(9, epoch, n));
             assert_eq!(shown.iter().collect::<BTreeSet<_>>().len(), n);

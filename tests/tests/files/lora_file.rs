@@ -107,7 +107,7 @@ fn a_file_comes_back_from_the_gpu_as_it_was() {
             file.write(&path).unwrap();
             let before = fs::read(&path).unwrap();
             let set = LoraSet::from_weights(&gpu, DType::F32, &file, &unet).unwrap();
-            let numbers: usize = set.entries().iter().map(|entry| entry.parameters()).sum();
+            let numbers: usize = set.entries().iter().map(strata_model::LoraEntry::parameters).sum();
             let values = |module: &LoraModule| module.down.len() + module.up.len();
             assert_eq!(numbers, file.modules.values().map(values).sum::<usize>());
             let back = set.to_weights(file.dtype, file.metadata.clone()).unwrap();

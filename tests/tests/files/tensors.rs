@@ -14,7 +14,7 @@ fn small() -> Vec<u8> {
 
 #[test]
 fn every_type_that_weights_and_alphas_have_is_read() {
-    let values = [1.5f32, -2.0, 0.333_333_34, 1e-6];
+    let values = [1.5_f32, -2.0, 0.333_333_34, 1e-6];
     let halves = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
     let brains = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
     let doubles = values.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
@@ -24,8 +24,8 @@ fn every_type_that_weights_and_alphas_have_is_read() {
         ("f16", "F16", shape, halves),
         ("bf16", "BF16", shape, brains),
         ("f64", "F64", shape, doubles),
-        ("scalar", "F32", &[], 7f32.to_le_bytes().to_vec()),
-        ("i64", "I64", &[], 8i64.to_le_bytes().to_vec()),
+        ("scalar", "F32", &[], 7_f32.to_le_bytes().to_vec()),
+        ("i64", "I64", &[], 8_i64.to_le_bytes().to_vec()),
         ("i32", "I32", &[1], vec![0; 4]),
     ];
     let folder = tempdir().unwrap();

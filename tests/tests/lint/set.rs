@@ -147,7 +147,7 @@ pub fn picture(seed: &str) -> RgbImage {
     let (near, far) = (colour(), colour());
     let colours: Vec<Rgb<u8>> = (0..8).map(|_| colour()).collect();
     let slope = random.uniform() * 2.0 - 1.0;
-    let horizon = SIDE as f64 * (0.3 + 0.4 * random.uniform());
+    let horizon = f64::from(SIDE) * (0.3 + 0.4 * random.uniform());
     let mut picture = RgbImage::from_fn(SIDE, SIDE, |x, y| {
         if f64::from(y) > horizon + slope * (f64::from(x) - 32.0) { near } else { far }
     });

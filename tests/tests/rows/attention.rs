@@ -170,7 +170,7 @@ fn attention_gradients_of_scores_sum_to_zero() {
     };
     let size = (upstream.chunks(d).map(ds).sum::<f64>() / (tq * tk) as f64).sqrt();
     // each rounding by up to half an ulp of f16, 2000 in a row: about 30 such; carried along, the last one's
-    let bound = 8.0 * 2f64.powi(-11) * size * f64::from(KEY) / (d as f64).sqrt();
+    let bound = 8.0 * 2_f64.powi(-11) * size * f64::from(KEY) / (d as f64).sqrt();
     for setup in setups() {
         let gpu = gpu(setup);
         let tensor =

@@ -53,10 +53,10 @@ struct State {
 }
 
 impl State {
-    fn new(gpu: &Gpu, weights: &[f32], shadow: bool) -> State {
+    fn new(gpu: &Gpu, weights: &[f32], shadow: bool) -> Self {
         let zeros = vec![0.0; weights.len()];
         let shadow = shadow.then(|| Tensor::from_f32(gpu, weights, &[weights.len()], DType::F16).unwrap());
-        State {
+        Self {
             weights: vector(gpu, weights),
             exp_avg: vector(gpu, &zeros),
             exp_avg_sq: vector(gpu, &zeros),

@@ -63,8 +63,8 @@ fn casts() {
     for setup in [Setup::Lane, Setup::Tile] {
         let gpu = gpu(setup);
         let ties = [
-            1.0 + 2f32.powi(-11),
-            1.0 + 3.0 * 2f32.powi(-11),
+            1.0 + 2_f32.powi(-11),
+            1.0 + 3.0 * 2_f32.powi(-11),
             -2049.0,
             2051.0,
             65519.0,

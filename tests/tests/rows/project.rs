@@ -20,7 +20,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(rows: &[usize], k: usize, channels: usize) -> Case {
+    fn new(rows: &[usize], k: usize, channels: usize) -> Self {
         let mut random = Random::new(&format!("project {rows:?} {k} {channels}"));
         let mut matrices = Vec::new();
         let mut length = GAP;
@@ -32,7 +32,7 @@ impl Case {
         let basis = orthonormal(&random.normal(k * channels), channels);
         let mut want = wide(&values);
         matrices.iter().for_each(|m| reference::project(&mut want[m.clone()], &wide(&basis), channels));
-        Case { values, matrices, basis, channels, want }
+        Self { values, matrices, basis, channels, want }
     }
 
     fn upload(&self, gpu: &Gpu, shadow: bool) -> Device {

@@ -19,13 +19,13 @@ struct Block {
 }
 
 impl Block {
-    fn new(gpu: &Gpu, dtype: DType) -> Block {
+    fn new(gpu: &Gpu, dtype: DType) -> Self {
         let mut random = Random::new("block");
         let mut tensor = |shape: &[usize], dtype| {
             let values: Vec<f32> = random.normal(shape.iter().product()).iter().map(|v| 0.3 * v).collect();
             Tensor::from_f32(gpu, &values, shape, dtype).unwrap()
         };
-        Block {
+        Self {
             gamma: tensor(&[C], DType::F32),
             beta: tensor(&[C], DType::F32),
             first: Weight::new(tensor(&[8 * C, C], dtype)).unwrap(),

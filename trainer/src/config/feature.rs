@@ -71,7 +71,7 @@ impl FeatureConfig {
     /// What a feature must not share with those before it: the key, its value, and what that must be.
     pub(super) fn check_against<'a>(
         &'a self,
-        earlier: &[FeatureConfig],
+        earlier: &[Self],
     ) -> Result<(), (&'static str, &'a str, String)> {
         if earlier.iter().any(|other| other.name == self.name) {
             let must = "is the name of an earlier feature; give each a name of its own";

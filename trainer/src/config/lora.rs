@@ -30,7 +30,7 @@ fn pattern(select: &str) -> Result<(), String> {
 
 impl LoraRule {
     /// What the rules of a feature must satisfy together.
-    pub(super) fn check_all(rules: &[LoraRule]) -> Result<(), Problem> {
+    pub(super) fn check_all(rules: &[Self]) -> Result<(), Problem> {
         match rules {
             [] => Err(Problem::new("lora", "[]", "selects no layers; give at least one rule")),
             _ => Ok(()),

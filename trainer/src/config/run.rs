@@ -82,7 +82,7 @@ impl Config {
             return self.feature.iter().map(own).collect();
         }
         let (dataset, lora, output) = (self.dataset.clone(), self.lora.clone(), Some(self.output.clone()));
-        vec![FeatureConfig { dataset, lora, output, ..FeatureConfig::default() }]
+        vec![FeatureConfig { output, dataset, lora, ..FeatureConfig::default() }]
     }
 
     /// Updates of a feature's LoRA.

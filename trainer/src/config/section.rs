@@ -33,7 +33,7 @@ pub(crate) struct Known {
     /// What other trainers call it: never read, only told from a typing error.
     pub aliases: &'static [&'static str],
     /// What may stand within it, if it is a table, and whether that can be repeated.
-    pub table: Option<(bool, Vec<Known>)>,
+    pub table: Option<(bool, Vec<Self>)>,
 }
 
 /// A key with its value, or the tables of a name.
@@ -174,7 +174,7 @@ macro_rules! section {
             }
         }
 
-        #[allow(clippy::vec_init_then_push, reason = "flat sections are added in between")]
+        #[expect(clippy::vec_init_then_push, reason = "flat sections are added in between")]
         impl $crate::config::section::Section for $Section {
             fn schema() -> Vec<$crate::config::section::Known> {
                 let mut known = Vec::new();

@@ -55,7 +55,7 @@ impl Value for f64 {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         let number = match value {
             DeValue::Float(float) => float.as_str().parse().ok(),
-            DeValue::Integer(integer) => whole(integer).map(|n| n as f64),
+            DeValue::Integer(integer) => whole(integer).map(|n| n as Self),
             _ => None,
         };
         number.ok_or_else(|| "must be a number".to_owned())
@@ -89,7 +89,7 @@ impl Value for String {
 
 impl Value for PathBuf {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
-        value.as_str().map(PathBuf::from).ok_or_else(|| "must be a path in quotes".to_owned())
+        value.as_str().map(Self::from).ok_or_else(|| "must be a path in quotes".to_owned())
     }
 
     fn print(&self) -> Option<String> {

@@ -210,7 +210,7 @@ impl Dataset {
 pub fn mirror(rgb: &mut [f32], width: usize) {
     for row in rgb.chunks_exact_mut(3 * width) {
         row.reverse(); // turns each pixel round as well,
-        row.chunks_exact_mut(3).for_each(|pixel| pixel.reverse()); // so turn it back
+        row.chunks_exact_mut(3).for_each(<[f32]>::reverse); // so turn it back
     }
 }
 

@@ -120,8 +120,8 @@ pub(crate) fn fit(picture: &RgbImage, to: Resolution, center_crop: bool) -> RgbI
 
 /// Bytes that decoding takes, by the size in the header. A header that cannot be read will not be decoded either.
 fn needed(path: &Path) -> u64 {
-    image::ImageReader::open(path)
-        .and_then(|reader| reader.with_guessed_format())
+    ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
         .ok()
         .and_then(|reader| reader.into_dimensions().ok())
         .map_or(0, |(width, height)| u64::from(width) * u64::from(height) * BYTES_PER_PIXEL)

@@ -34,12 +34,12 @@ pub struct Batch {
 
 impl Batch {
     /// The samples from number `first` on, none of which counts as preserved.
-    fn tail(&self, first: usize) -> Batch {
+    fn tail(&self, first: usize) -> Self {
         let samples = self.timesteps.len();
         let part = |values: &[f32]| values[values.len() / samples * first..].to_vec();
         let left = samples - first;
         let ([_, h, w, c], [_, t, channels]) = (self.latent_shape, self.context_shape);
-        Batch {
+        Self {
             latent_shape: [left, h, w, c],
             noisy: part(&self.noisy),
             target: part(&self.target),

@@ -87,6 +87,7 @@ impl States {
     }
 
     /// The same states, each reduced to its part within a span.
+    #[must_use]
     pub fn within(&self, span: &super::Basis) -> Self {
         let u = span.matrix();
         let onto = u.tr_mul(&u);

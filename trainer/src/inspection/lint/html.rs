@@ -59,6 +59,7 @@ fn parts(text: &str, mut marks: Vec<Range<usize>>) -> Vec<(String, bool)> {
 
 impl Report {
     /// As one self-contained page, which shows every picture with its caption, tags highlighted, and its findings.
+    #[expect(clippy::missing_panics_doc, reason = "the template is tested")]
     pub fn to_html(&self) -> String {
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);

@@ -235,7 +235,7 @@ impl Grid {
     /// All pictures in one.
     fn to_sheet(&self) -> Result<Sheet> {
         let first = self.rows.iter().find_map(|row| row.pictures.first());
-        let (width, height) = first.map_or((0, 0), |picture| picture.dimensions());
+        let (width, height) = first.map_or((0, 0), image::ImageBuffer::dimensions);
         let side = |count: usize, size: u32| count as u32 * (size + GAP);
         let mut sheet = Sheet::new(side(self.columns.len(), width), side(self.rows.len(), height));
         for (j, row) in self.rows.iter().enumerate() {
