@@ -181,8 +181,20 @@ fn twice(text: &str, table: &DeTable<'_>, span: Range<usize>) -> Option<String> 
             first = first.max(Some(key.start));
         }
     });
-    let lines = [first?, span.start].map(|offset| line(text, offset));
+    let first = first.or_else(|| header(text, name, span.start))?;
+    let lines = [first, span.start].map(|offset| line(text, offset));
     Some(format!("`{name}` is given twice, on lines {} and {}; keep one", lines[0], lines[1]))
+}
+
+/// The byte at which the line of a table of this name begins, before another byte.
+fn header(text: &str, name: &str, before: usize) -> Option<usize> {
+    let mut start = 0;
+    text.split_inclusive('\n').find_map(|line| {
+        let at = start;
+        start += line.len();
+        let path = line.trim().strip_prefix('[')?.trim_matches(['[', ']', ' ']);
+        (start <= before && path.rsplit('.').next() == Some(name)).then_some(at)
+    })
 }
 
 /// The byte at which `key` begins, where the file has it.
