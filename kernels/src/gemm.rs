@@ -1,7 +1,7 @@
 //! The GEMM family: every matmul, linear layer and convolution, forward and input gradient, is one of these launches.
 //!
 //! `out[m, n] = act(α · gate · (Σ_k A[m, k] B[k, n] + Σ_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]`; see
-//! `gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
+//! `include/gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
 
 use strata_engine::{DType, Def, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
@@ -16,7 +16,7 @@ use crate::bodies::{Bodies, Matrices, chosen};
 use crate::variants::{ACT, CONV, Defs, Variant, variant};
 
 const VEC: (&str, &str) = ("vec", include_str!("include/vec.wgsl"));
-const IO: (&str, &str) = ("gemm_io", include_str!("gemm_io.wgsl"));
+const IO: (&str, &str) = ("gemm_io", include_str!("include/gemm_io.wgsl"));
 
 static LANE: Shader = Shader {
     name: "gemm_lane",

@@ -12,7 +12,7 @@ static COOP: Shader = Shader {
     source: include_str!("../attention_coop.wgsl"),
     includes: &[
         ("vec", include_str!("../include/vec.wgsl")),
-        ("attention_tiles", include_str!("../attention_tiles.wgsl")),
+        ("attention_tiles", include_str!("../include/attention_tiles.wgsl")),
     ],
     features: &[Feature::F16, Feature::CooperativeMatrices],
 };

@@ -5,7 +5,7 @@ use strata_engine::{DType, Feature, Gpu, Result, Shader, Tensor};
 use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 use crate::bodies::Matrices;
 
-const TILES: (&str, &str) = ("gemm_tiles", include_str!("../gemm_tiles.wgsl"));
+const TILES: (&str, &str) = ("gemm_tiles", include_str!("../include/gemm_tiles.wgsl"));
 
 pub(super) static COOP: Shader = Shader {
     name: "gemm_coop",
