@@ -14,6 +14,7 @@ pub mod train;
 mod tuning;
 
 use anyhow::{Result, bail, ensure};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use strata_engine::{DType, Gpu, GpuOptions};
 use strata_model::progress::note;
 
@@ -58,35 +59,20 @@ pub fn seed(text: &str) -> Result<u64> {
     }
 }
 
-/// A number format, as an argument.
-#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-pub enum Dtype {
-    /// 32 bits
-    F32,
-    /// 16 bits
-    F16,
+/// Reads a number format: f32 or f16.
+pub fn number_format() -> impl TypedValueParser<Value = DType> {
+    PossibleValuesParser::new(["f32", "f16"]).map(|name| if name == "f16" { DType::F16 } else { DType::F32 })
 }
 
-impl Dtype {
-    /// The storage type; f16 must be something the GPU adapter can do.
-    pub fn on(self, gpu: &Gpu) -> Result<DType> {
-        let caps = gpu.caps();
-        ensure!(
-            self == Self::F32 || caps.f16,
-            "GPU adapter {} has no f16 in shaders; use --dtype f32",
-            caps.name
-        );
-        Ok(if self == Self::F16 { DType::F16 } else { DType::F32 })
-    }
-}
-
-impl From<Dtype> for DType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-        }
-    }
+/// A number format that was asked for; f16 must be something the GPU adapter can do.
+pub fn supported(dtype: DType, gpu: &Gpu) -> Result<DType> {
+    let caps = gpu.caps();
+    ensure!(
+        dtype == DType::F32 || caps.f16,
+        "GPU adapter {} has no f16 in shaders; use --dtype f32",
+        caps.name
+    );
+    Ok(dtype)
 }
 
 /// `1234567` as `1,234,567`.

@@ -3,6 +3,22 @@
 //! Activations are NHWC, `[B, H, W, C]` or `[B, T, C]`; only the last axis matters to most ops. All float tensors of a
 //! call have one type (f32 or f16) except biases, norm weights, gates, losses and LoRA gradients, which are f32 always.
 //! Sums are f32 always. Every op checks shapes, launches, and records its way back on the tape.
+//!
+//! ```
+//! use strata_engine::{DType, Gpu, GpuOptions, Tensor};
+//! use strata_kernels::{matmul, tape};
+//!
+//! let gpu = Gpu::open(&GpuOptions::default())?;
+//! let tensor = |values: &[f32]| Tensor::from_f32(&gpu, values, &[2, 2], DType::F32);
+//! let (a, b) = (tensor(&[1.0, 2.0, 3.0, 4.0])?, tensor(&[0.0, 1.0, 1.0, 0.0])?);
+//! let tape = tape();
+//! tape.track(&a);
+//! let c = matmul(&tape, &a, &b)?;
+//! assert_eq!(c.to_f32()?, [2.0, 1.0, 4.0, 3.0]);
+//! let grads = tape.backward(&c, tensor(&[1.0, 0.0, 0.0, 0.0])?)?;
+//! assert_eq!(grads.get(&a).unwrap().to_f32()?, [0.0, 1.0, 0.0, 0.0]);
+//! # Ok::<(), strata_engine::Error>(())
+//! ```
 
 mod attention;
 mod blend;

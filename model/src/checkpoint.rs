@@ -41,6 +41,18 @@ pub enum Family {
 }
 
 /// A model on disk. Opening reads configurations alone.
+///
+/// ```no_run
+/// use strata_engine::{DType, Gpu, GpuOptions};
+/// use strata_model::{Checkpoint, Reading};
+///
+/// let model = Checkpoint::open("stable-diffusion-v1-5".as_ref())?;
+/// let gpu = Gpu::open(&GpuOptions::default())?;
+/// let text = model.text_encoder(&gpu, DType::F32)?;
+/// let told = text.encode(&text.read(&["a portrait"], Reading::Literal, &[])?, 0)?;
+/// assert_eq!(told.states.shape(), [1, 77, 768]);
+/// # Ok::<(), strata_model::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     source: Source,

@@ -60,6 +60,16 @@ pub struct Match {
 /// (`conv_in`, `**.conv1`), and such a term with others (`up_blocks.1 & conv`). A subtree, a block or a level alone has none,
 /// like kohya's trainers without a `conv_dim`: a 3×3 convolution costs nine times the parameters of a linear layer of its
 /// size. `transformer, resnet, conv` is all that kohya's have with a `conv_dim`.
+///
+/// ```
+/// use strata_model::{Rule, Selection, UnetConfig, layers_of};
+///
+/// let rule = Rule { select: "up_blocks.1 & cross-attn".into(), rank: 8, alpha: 8.0, lr: None };
+/// let layers = Selection::new(&[rule])?.resolve(&layers_of(&UnetConfig::sd15())?)?;
+/// // three transformers with to_q, to_k, to_v and to_out each
+/// assert_eq!(layers.len(), 12);
+/// # Ok::<(), strata_model::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Selection {
     rules: Vec<Rule>,

@@ -1,14 +1,16 @@
 //! The command from outside: what it prints, what it writes, and how it refuses.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
 use std::time::Duration;
 
 use assert_cmd::Command;
 use image::{Rgb, RgbImage};
 use strata_engine::DType;
 use strata_kernels::tuning_name;
-use strata_model::LoraWeights;
+use strata_model::{LoraWeights, Part};
 use strata_tests::{Setup, gpu};
 use strata_trainer::{Config, Interrupt, Resolution, measure};
 use tempfile::{TempDir, tempdir};
@@ -25,14 +27,20 @@ pub struct Run {
 /// The command, behind the runner that cargo uses for this target, if any (`CARGO_TARGET_<TRIPLE>_RUNNER`). Nothing here takes
 /// so long as the limit; what does is stuck.
 pub fn command() -> Command {
+    let mut command = Command::from_std(process());
+    command.timeout(Duration::from_secs(900));
+    command
+}
+
+fn process() -> process::Command {
     let program = env!("CARGO_BIN_EXE_strata-as-tested");
     let runner =
         std::env::vars().find(|(name, _)| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER"));
     let words: Vec<&str> =
         runner.iter().flat_map(|(_, words)| words.split_whitespace()).chain([program]).collect();
-    let mut command = Command::new(words[0]);
+    let mut command = process::Command::new(words[0]);
     // without it Mesa has an error of its own to report
-    command.args(&words[1..]).env("XDG_RUNTIME_DIR", std::env::temp_dir()).timeout(Duration::from_secs(900));
+    command.args(&words[1..]).env("XDG_RUNTIME_DIR", std::env::temp_dir());
     command
 }
 
@@ -251,6 +259,39 @@ fn project() -> TempDir {
         ),
     );
     folder
+}
+
+/// TERM, as Ctrl-C does: the run ends after its step, and what was learned is in a file that is no other's.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_keeps_what_it_learned() {
+    let folder = project();
+    let config = folder.path().join("run.toml");
+    let mut run = process();
+    run.args(["train", text(&config), "--steps", "100000", "--dtype", "f32"]);
+    let mut child = run.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    // the second step has been taken where its file has been saved
+    while !line.starts_with("saved ") {
+        line.clear();
+        assert!(err.read_line(&mut line).unwrap() > 0, "the run ended by itself");
+    }
+    let pid = child.id().to_string();
+    assert!(process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
+    assert!(
+        rest.contains("interrupted after") && rest.contains("what was learned until then is in"),
+        "{rest}"
+    );
+    let saved = rest.trim().rsplit(' ').next().unwrap();
+    let lora = LoraWeights::read(Path::new(saved)).unwrap();
+    assert!(lora.modules.values().all(|module| module.up.iter().any(|v| *v != 0.0)), "{saved}");
+    assert!(!folder.path().join("lora.safetensors").exists(), "the file that was asked for is not there");
+    // nothing is in the way of the next run
+    prints(&["train", text(&config), "--steps", "1"]);
 }
 
 /// What a dry run measures is what a run takes, and nothing is written.
@@ -487,6 +528,35 @@ fn training_refuses_what_cannot_work() {
     put(&at("pictures"), "b.png", "no picture");
     fails(&["train", text(&config)], &["b.png", "not a readable picture"]);
     assert!(!at("lora.safetensors").exists());
+}
+
+/// Modules that cannot be applied are left out only where that is asked for, and said.
+#[test]
+fn modules_of_the_text_encoder_are_left_out_on_request() {
+    let folder = tempdir().unwrap();
+    let (file, out) = (folder.path().join("both.safetensors"), folder.path().join("a.png"));
+    let mut lora = LoraWeights::read(&golden("sd15-tiny", "lora/attn_sel_kohya.safetensors")).unwrap();
+    let module = lora.modules.values().find(|module| module.down_shape.len() == 2).unwrap().clone();
+    let layer = "text_model.encoder.layers.0.self_attn.q_proj".to_owned();
+    lora.modules.insert((Part::TextEncoder, layer), module);
+    lora.write(&file).unwrap();
+    let model = model();
+    let args = [
+        "generate",
+        text(&model),
+        "--prompt",
+        "x",
+        "--steps",
+        "1",
+        "--lora",
+        text(&file),
+        "--out",
+        text(&out),
+    ];
+    fails(&args, &["both.safetensors", "1 modules of the text encoder", "--allow-unused"]);
+    let run = strata(&[&args[..], &["--allow-unused"]].concat());
+    assert!(run.code == Some(0) && out.exists(), "{}", run.err);
+    assert!(run.err.contains("1 modules of the text encoder, which are not used"), "{}", run.err);
 }
 
 #[test]

@@ -4,6 +4,16 @@
 //! [`Texts`], a [`Lesson`] takes the steps (`step.rs` says how one works), and LoRA files and a log come out.
 //! [`lint`](lint::lint) says beforehand what is wrong with pictures and captions.
 //! All chance comes from [`noise`], so that one seed always gives the same file.
+//!
+//! ```no_run
+//! use strata_engine::{Gpu, GpuOptions};
+//! use strata_trainer::{Config, Interrupt, run};
+//!
+//! let config = Config::load("run.toml".as_ref())?;
+//! let summary = run(&Gpu::open(&GpuOptions::default())?, &config, None, &Interrupt::default())?;
+//! println!("{:?}", summary.features[0].files);
+//! # Ok::<(), strata_trainer::Error>(())
+//! ```
 
 mod config;
 mod data;

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use serde_json::json;
 use strata_benches::{Options, Report, Row, compare, list, roofline, run, tune};
-use strata_engine::Gpu;
+use strata_engine::{DType, Gpu};
 use strata_kernels::Choice;
 use strata_model::progress;
 use strata_model::write_atomic;
 
-use super::{Dtype, GpuArgs, note, tuning};
+use super::{GpuArgs, note, number_format, supported, tuning};
 
 /// Side of the latents and batches on GPUs, pictures of 512 × 512, and on CPU adapters, which are far slower.
 const DEFAULTS: [(usize, &[usize]); 2] = [(64, &[1, 4]), (32, &[1])];
@@ -37,8 +37,8 @@ pub struct Bench {
     /// Only rows whose name contains one of these
     filter: Vec<String>,
     /// Storage type [default: f16 where the GPU adapter has it]
-    #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    #[arg(long, value_parser = number_format())]
+    dtype: Option<DType>,
     /// Height and width of the latents [default: 64, for pictures of 512×512; 32 on CPUs]
     #[arg(long, value_name = "SIDE", value_parser = clap::value_parser!(u32).range(1..=512))]
     latent: Option<u32>,
@@ -76,9 +76,9 @@ impl Bench {
         let before = self.compare.as_deref().map(read).transpose()?;
         let gpu = self.gpu.open()?;
         let (latent, batches) = DEFAULTS[usize::from(gpu.caps().cpu)];
-        let dtype = self.dtype.unwrap_or(if gpu.caps().f16 { Dtype::F16 } else { Dtype::F32 });
+        let dtype = self.dtype.unwrap_or(if gpu.caps().f16 { DType::F16 } else { DType::F32 });
         let options = Options {
-            dtype: dtype.on(&gpu)?,
+            dtype: supported(dtype, &gpu)?,
             latent: self.latent.map_or(latent, |side| side as usize),
             batches: match self.batch.is_empty() {
                 true => batches.to_vec(),

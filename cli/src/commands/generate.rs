@@ -15,7 +15,7 @@ use strata_model::{Checkpoint, LoraSet, Pipeline, Sampling, Scene, Together, Wor
 use remarks::remarks;
 
 use super::lora::LoraArg;
-use super::{Dtype, GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, seed};
+use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, number_format, seed, supported};
 
 /// Draw pictures from text with DDIM
 ///
@@ -83,8 +83,8 @@ pub struct Generate {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     count: u16,
     /// Number format of weights and activations [default: f16, or f32 where the GPU adapter has no f16]
-    #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    #[arg(long, value_parser = number_format())]
+    dtype: Option<DType>,
     /// The file to write, a PNG; with --count, -1, -2, … is put before its extension
     #[arg(long, default_value = "strata.png")]
     out: PathBuf,
@@ -118,7 +118,7 @@ impl Generate {
         let loras = self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
-            Some(dtype) => dtype.on(&gpu)?,
+            Some(dtype) => supported(dtype, &gpu)?,
             None if gpu.caps().f16 => DType::F16,
             None => DType::F32,
         };

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use serde_json::json;
 use strata_benches::parity::{Report, Row, run};
+use strata_engine::DType;
 
-use super::{Dtype, GpuArgs};
+use super::{GpuArgs, number_format, supported};
 
 /// Compare with PyTorch, number by number
 ///
@@ -25,8 +26,8 @@ pub struct Parity {
     /// The folder of goldens
     dir: PathBuf,
     /// Number format of weights and activations
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    #[arg(long, value_parser = number_format(), default_value = "f32")]
+    dtype: DType,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,7 +38,7 @@ pub struct Parity {
 impl Parity {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let gpu = self.gpu.open()?;
-        let report = run(&self.dir, self.dtype.on(&gpu)?, &gpu)?;
+        let report = run(&self.dir, supported(self.dtype, &gpu)?, &gpu)?;
         if self.json {
             let mut value = serde_json::to_value(&report)?;
             value["pass"] = json!(report.pass());

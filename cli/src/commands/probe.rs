@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use strata_engine::Gpu;
+use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
 use strata_model::{GateMode, LoraSet, Pipeline, Tag};
 use strata_trainer::Resolution;
@@ -18,7 +18,7 @@ use strata_trainer::probe::{
 };
 
 use super::generate::open;
-use super::{Dtype, GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, seed};
+use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, number_format, seed, supported};
 use loras::Loras;
 use pictures::Drawing;
 
@@ -73,8 +73,8 @@ pub struct Probe {
     #[arg(long)]
     no_blocks: bool,
     /// Number format of weights and activations
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
+    #[arg(long, value_parser = number_format(), default_value = "f32")]
+    dtype: DType,
     /// Write report.html, probe.json, heat maps and pictures to this folder
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -108,7 +108,7 @@ impl Probe {
                 .with_context(|| format!("--out {}: cannot be made", folder.display()))?;
         }
         let gpu = gpu()?;
-        let dtype = self.dtype.on(&gpu)?;
+        let dtype = supported(self.dtype, &gpu)?;
         let mut pipeline = open(&gpu, &self.model, dtype)?;
         let [h, w, channels] = self.latent_shape(&pipeline)?;
         let mut features = Vec::new();

@@ -9,7 +9,7 @@ use strata_engine::{DType, Gpu};
 use strata_trainer::{Config, Memory, Outcome, ProbeRecord, Summary, measure, run};
 
 use super::interrupt::interruptible;
-use super::{Dtype, GpuArgs, note, seed, thousands};
+use super::{GpuArgs, note, number_format, seed, thousands};
 
 /// Train a LoRA as a config file says
 ///
@@ -61,8 +61,8 @@ pub struct Train {
     #[arg(long, value_parser = seed)]
     seed: Option<u64>,
     /// Number format of weights and activations, instead of the config's
-    #[arg(long, value_enum)]
-    dtype: Option<Dtype>,
+    #[arg(long, value_parser = number_format())]
+    dtype: Option<DType>,
     #[command(flatten)]
     gpu: GpuArgs,
 }
@@ -96,7 +96,7 @@ impl Train {
             config.feature.iter_mut().for_each(|feature| feature.steps = Some(steps));
         }
         config.seed = self.seed.unwrap_or(config.seed);
-        config.train.dtype = self.dtype.map_or(config.train.dtype, DType::from);
+        config.train.dtype = self.dtype.unwrap_or(config.train.dtype);
         let gpu = open()?;
         if self.dry_run {
             let memory = measure(&gpu, &config, self.only.as_deref())?;
@@ -172,7 +172,7 @@ fn to_json(summary: &Summary) -> Value {
         "combined": summary.combined,
         "log": summary.log,
         "seconds": summary.seconds,
-        "dtype": if summary.dtype == DType::F16 { "f16" } else { "f32" },
+        "dtype": summary.dtype.wgsl(),
     })
 }
 
