@@ -89,7 +89,8 @@ pub struct Row {
     pub of_copy: f64,
     /// The bodies that ran.
     pub variant: String,
-    /// Milliseconds of the host to record and submit it; `None` on CPU adapters, where host and device are one.
+    /// Milliseconds until the host has recorded and submitted it; work that reads back, as a training step does, also waits in them.
+    /// `None` on CPU adapters, where host and device are one.
     pub encode_ms: Option<f64>,
     /// Most MiB of tensors alive at once.
     pub peak_mib: f64,
@@ -221,7 +222,7 @@ impl Report {
             row.variant,
         );
         if let Some(encode) = row.encode_ms.filter(|_| row.kernels.len() > 3) {
-            let _ = write!(line, "; encoded in {encode:.1} ms");
+            let _ = write!(line, "; host {encode:.1} ms");
         }
         if row.kernels.len() > 3 {
             let _ = write!(line, "; peak {:.0} MiB", row.peak_mib);
