@@ -22,7 +22,7 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     out[i * p.n + j] = sum;
 }",
     includes: &[],
-    features: &[],
+    extensions: &[],
 };
 params! { struct Sizes { m: u32, n: u32, k: u32 } }
 

@@ -32,7 +32,7 @@ pub use error::{Error, Result};
 pub use gpu::{AdapterSummary, Caps, Gpu, GpuOptions, Stats};
 pub use launch::{Launch, fold_grid};
 pub use params::Params;
-pub use shader::{Def, Feature, Shader, render};
+pub use shader::{Def, Extension, Shader, render};
 pub use tape::{Grads, Tape};
 pub use tensor::{DType, Tensor, TensorId};
 pub use timing::LaunchTime;

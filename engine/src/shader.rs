@@ -14,23 +14,23 @@ pub struct Shader {
     /// Snippets by name.
     pub includes: &'static [(&'static str, &'static str)],
     /// What its text needs beyond what every adapter has. f16 needs no mention where it comes as a type in a definition.
-    pub features: &'static [Feature],
+    pub extensions: &'static [Extension],
 }
 
 /// What not every adapter can do, and a text must enable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feature {
+pub enum Extension {
     /// The type f16.
     F16,
     /// Matrices that a subgroup holds together.
     CooperativeMatrices,
 }
 
-impl Feature {
+impl Extension {
     fn wgsl(self) -> &'static str {
         match self {
-            Feature::F16 => "enable f16;\n",
-            Feature::CooperativeMatrices => "enable wgpu_cooperative_matrix;\n",
+            Extension::F16 => "enable f16;\n",
+            Extension::CooperativeMatrices => "enable wgpu_cooperative_matrix;\n",
         }
     }
 }
@@ -113,9 +113,9 @@ pub fn render(
     let body = env.get_template(shader.name).and_then(|t| t.render(context)).map_err(fail)?;
     let mut text = String::with_capacity(body.len() + params_wgsl.len() + 80);
     let f16 = defs.iter().any(|(_, v)| *v == Def::Type(DType::F16));
-    for feature in [Feature::F16, Feature::CooperativeMatrices] {
-        if shader.features.contains(&feature) || (f16 && feature == Feature::F16) {
-            text.push_str(feature.wgsl());
+    for extension in [Extension::F16, Extension::CooperativeMatrices] {
+        if shader.extensions.contains(&extension) || (f16 && extension == Extension::F16) {
+            text.push_str(extension.wgsl());
         }
     }
     if !params_wgsl.is_empty() {

@@ -17,7 +17,7 @@ static SHADER: Shader = Shader {
     name: "attention",
     source: include_str!("attention.wgsl"),
     includes: &[("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct AttentionParams { batch: u32, heads: u32, tq: u32, tk: u32, d: u32, scale: f32 } }

@@ -9,7 +9,7 @@ static SHADER: Shader = Shader {
     name: "blend",
     source: include_str!("blend.wgsl"),
     includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct BlendParams { count: u32, n: u32 } }

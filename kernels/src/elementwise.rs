@@ -9,7 +9,7 @@ static SHADER: Shader = Shader {
     name: "elementwise",
     source: include_str!("elementwise.wgsl"),
     includes: &[INDEX, ACT, ("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct ElementwiseParams { count: u32, c: u32 } }

@@ -6,7 +6,7 @@ use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
 
 static SHADER: Shader =
-    Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX], features: &[] };
+    Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX], extensions: &[] };
 
 params! { struct EmbeddingParams { count: u32, tokens: u32, c: u32, vocab: u32, first: u32, rows: u32 } }
 

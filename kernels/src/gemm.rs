@@ -22,13 +22,13 @@ static LANE: Shader = Shader {
     name: "gemm_lane",
     source: include_str!("gemm_lane.wgsl"),
     includes: &[VEC, IO, ACT, CONV],
-    features: &[],
+    extensions: &[],
 };
 static TILE: Shader = Shader {
     name: "gemm_tile",
     source: include_str!("gemm_tile.wgsl"),
     includes: &[VEC, IO, ACT, CONV],
-    features: &[],
+    extensions: &[],
 };
 
 params! {

@@ -13,7 +13,7 @@ static SHADER: Shader = Shader {
     name: "group_norm",
     source: include_str!("group_norm.wgsl"),
     includes: &[INDEX, ACT, REDUCE, ("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! {

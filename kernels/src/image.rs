@@ -9,7 +9,7 @@ static SHADER: Shader = Shader {
     name: "image",
     source: include_str!("image.wgsl"),
     includes: &[INDEX, ("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! {

@@ -11,7 +11,7 @@ static SHADER: Shader = Shader {
     name: "layer_norm",
     source: include_str!("layer_norm.wgsl"),
     includes: &[INDEX, REDUCE, ROW],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct LayerNormParams { rows: u32, c: u32, eps: f32 } }

@@ -56,7 +56,7 @@ pub use linear::{LinearArgs, linear};
 pub use matmul::matmul;
 pub use mse::mse;
 pub use optimizer::{AdamW, adamw, grad_norm};
-pub use project::{Rows, project};
+pub use project::{RowSet, project};
 pub use variants::{Variant, variants};
 pub use weight::{Storage, Weight};
 

@@ -6,7 +6,7 @@ use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
 
 static SHADER: Shader =
-    Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE], features: &[] };
+    Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE], extensions: &[] };
 
 params! { struct MseParams { batch: u32, n: u32, slices: u32 } }
 

@@ -6,7 +6,7 @@ use crate::bodies::{Bodies, chosen};
 use crate::variants::{Defs, INDEX, Variant, variant};
 
 static SHADER: Shader =
-    Shader { name: "optimizer", source: include_str!("optimizer.wgsl"), includes: &[INDEX], features: &[] };
+    Shader { name: "optimizer", source: include_str!("optimizer.wgsl"), includes: &[INDEX], extensions: &[] };
 
 params! { struct NormParams { count: u32, infinity: f32 } }
 params! {

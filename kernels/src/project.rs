@@ -11,7 +11,7 @@ static SHADER: Shader = Shader {
     name: "project",
     source: include_str!("project.wgsl"),
     includes: &[INDEX, REDUCE, ROW],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct ProjectParams { rows: u32, c: u32, first: u32, last: u32 } }
@@ -29,7 +29,7 @@ fn defs(shadow: bool, bodies: Bodies) -> Defs {
 
 /// Rows of equal length in a flat buffer: the matrices of several layers, which one launch then projects.
 #[derive(Debug, Clone)]
-pub struct Rows {
+pub struct RowSet {
     /// Where each begins.
     starts: Tensor,
     channels: usize,
@@ -37,7 +37,7 @@ pub struct Rows {
     end: usize,
 }
 
-impl Rows {
+impl RowSet {
     /// The rows of row-major matrices [rᵢ, `channels`] that lie at these ranges.
     ///
     /// # Errors
@@ -64,8 +64,8 @@ impl Rows {
 ///
 /// # Errors
 /// Lengths or types that differ.
-pub fn project(weights: &Tensor, rows: &Rows, basis: &Tensor, shadow: Option<&Tensor>) -> Result<()> {
-    let &Rows { ref starts, channels, end } = rows;
+pub fn project(weights: &Tensor, rows: &RowSet, basis: &Tensor, shadow: Option<&Tensor>) -> Result<()> {
+    let &RowSet { ref starts, channels, end } = rows;
     let fits = weights.dtype() == DType::F32 && weights.len() >= end;
     let orthogonal = basis.dtype() == DType::F32 && basis.last() == channels && !basis.is_empty();
     let copied = shadow.is_none_or(|s| s.len() == weights.len() && s.dtype() == DType::F16);

@@ -10,7 +10,7 @@ static SHADER: Shader = Shader {
     name: "tokens",
     source: include_str!("tokens.wgsl"),
     includes: &[INDEX, CONV, ("vec", include_str!("include/vec.wgsl"))],
-    features: &[],
+    extensions: &[],
 };
 
 params! {

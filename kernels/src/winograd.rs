@@ -11,7 +11,7 @@ use crate::gemm::{Conv, Ext, Gemm, Layout};
 use crate::variants::{Defs, INDEX, Variant, variant};
 
 static SHADER: Shader =
-    Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX], features: &[] };
+    Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX], extensions: &[] };
 
 params! {
     struct WinogradParams { count: u32, c: u32, first: u32, tiles: u32, h: u32, w: u32, r: u32 }

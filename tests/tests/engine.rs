@@ -210,9 +210,9 @@ fn the_peak_counts_what_was_alive_at_once() {
 #[test]
 fn a_shader_that_does_not_compile_is_named() {
     static WRONG: Shader =
-        Shader { name: "wrong", source: "fn main() -> Nonsense {}", includes: &[], features: &[] };
+        Shader { name: "wrong", source: "fn main() -> Nonsense {}", includes: &[], extensions: &[] };
     static TEMPLATE: Shader =
-        Shader { name: "template", source: "{{ MISSING }}", includes: &[], features: &[] };
+        Shader { name: "template", source: "{{ MISSING }}", includes: &[], extensions: &[] };
     let gpu = gpu(Setup::Lane);
     let error = message(Launch::new(&gpu, &WRONG).run());
     assert!(error.contains("wrong") && error.contains("Nonsense"), "{error}");

@@ -22,7 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 ",
     includes: &[],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct ToyParams { count: u32, n: u32, doubled: u32, swallow_nan: u32, factor: f32 } }

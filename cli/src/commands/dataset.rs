@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use strata_model::{Checkpoint, write_atomic};
-use strata_trainer::lint::{Feature, Text, lint};
+use strata_trainer::lint::{Subject, Text, lint};
 use strata_trainer::{Config, Dataset as Pictures};
 
 use super::note;
@@ -69,8 +69,8 @@ impl Check {
             config.feature.iter().map(|f| Pictures::open(&f.dataset)).collect::<Result<Vec<_>, _>>()?;
         datasets.iter().for_each(|dataset| note(&dataset.summary()));
         let pairs = config.feature.iter().zip(&datasets);
-        let features: Vec<Feature<'_>> = pairs
-            .map(|(feature, dataset)| Feature {
+        let features: Vec<Subject<'_>> = pairs
+            .map(|(feature, dataset)| Subject {
                 name: &feature.name,
                 tags: &feature.tags,
                 describes: &feature.describes,

@@ -1,6 +1,6 @@
 //! Attention on cooperative matrices: how much a workgroup holds, and whether it gives what the other body gives.
 
-use strata_engine::{DType, Feature, Gpu, Launch, Result, Shader, Tensor, fold_grid};
+use strata_engine::{DType, Extension, Gpu, Launch, Result, Shader, Tensor, fold_grid};
 
 use super::{AttentionParams, Call, Pass, run};
 use crate::bodies::{Matrices, chosen};
@@ -14,7 +14,7 @@ static COOP: Shader = Shader {
         ("vec", include_str!("../include/vec.wgsl")),
         ("attention_tiles", include_str!("../include/attention_tiles.wgsl")),
     ],
-    features: &[Feature::F16, Feature::CooperativeMatrices],
+    extensions: &[Extension::F16, Extension::CooperativeMatrices],
 };
 
 const PASSES: [Pass; 5] = [Pass::Lse, Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys];

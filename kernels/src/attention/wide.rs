@@ -12,7 +12,7 @@ static SOFTMAX: Shader = Shader {
     name: "attention_softmax",
     source: include_str!("../attention_softmax.wgsl"),
     includes: &[INDEX, REDUCE, ROW],
-    features: &[],
+    extensions: &[],
 };
 
 params! { struct SoftmaxParams { rows: u32, c: u32 } }

@@ -1,6 +1,6 @@
 //! GEMMs on cooperative matrices: how much a workgroup makes, and whether the adapter can be trusted with it.
 
-use strata_engine::{DType, Feature, Gpu, Result, Shader, Tensor};
+use strata_engine::{DType, Extension, Gpu, Result, Shader, Tensor};
 
 use super::{ACT, Body, CONV, Conv, Gemm, IO, Layout, VEC};
 use crate::bodies::Matrices;
@@ -11,7 +11,7 @@ pub(super) static COOP: Shader = Shader {
     name: "gemm_coop",
     source: include_str!("../gemm_coop.wgsl"),
     includes: &[VEC, IO, ACT, CONV, TILES],
-    features: &[Feature::CooperativeMatrices],
+    extensions: &[Extension::CooperativeMatrices],
 };
 
 /// How a workgroup makes its part of the output.

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use image::{DynamicImage, Rgb, RgbImage};
 use strata_tests::Random;
-use strata_trainer::lint::{Feature, Report, Text, lint};
+use strata_trainer::lint::{Report, Subject, Text, lint};
 use strata_trainer::{Picture, Resolution};
 use tempfile::TempDir;
 
@@ -98,7 +98,7 @@ impl Set {
         let folder = tempfile::tempdir().unwrap();
         let pictures = [&self.hair, &self.coat].map(|feature| feature.write(&folder));
         let features = [&self.hair, &self.coat];
-        let features: Vec<Feature> =
+        let features: Vec<Subject> =
             features.iter().zip(&pictures).map(|(feature, pictures)| feature.view(pictures)).collect();
         lint(&features, &TEXT).unwrap()
     }
@@ -134,9 +134,9 @@ impl Owned {
         self.shots.iter().map(write).collect()
     }
 
-    fn view<'a>(&'a self, pictures: &'a [Picture]) -> Feature<'a> {
+    fn view<'a>(&'a self, pictures: &'a [Picture]) -> Subject<'a> {
         let resolution = Resolution { width: SIDE, height: SIDE };
-        Feature { name: self.name, tags: &self.tags, describes: &self.describes, pictures, resolution }
+        Subject { name: self.name, tags: &self.tags, describes: &self.describes, pictures, resolution }
     }
 }
 

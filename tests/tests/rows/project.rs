@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use half::f16;
 use strata_engine::{DType, Gpu, Tensor};
-use strata_kernels::{Rows, project, reference};
+use strata_kernels::{RowSet, project, reference};
 use strata_tests::{Random, Setup, compare, gpu, rms, tolerance};
 
 /// Elements between matrices, which belong to none.
@@ -40,7 +40,7 @@ impl Case {
         Device {
             weights: Tensor::from_f32(gpu, &self.values, &length, DType::F32).unwrap(),
             shadow: shadow.then(|| Tensor::from_f32(gpu, &self.values, &length, DType::F16).unwrap()),
-            rows: Rows::new(gpu, &self.matrices, self.channels).unwrap(),
+            rows: RowSet::new(gpu, &self.matrices, self.channels).unwrap(),
             basis: Tensor::from_f32(
                 gpu,
                 &self.basis,
@@ -60,7 +60,7 @@ impl Case {
 struct Device {
     weights: Tensor,
     shadow: Option<Tensor>,
-    rows: Rows,
+    rows: RowSet,
     basis: Tensor,
 }
 
@@ -216,9 +216,9 @@ fn what_does_not_fit_is_refused() {
     for (matrices, channels) in
         [(vec![], 4), (one(0..6), 4), (vec![0..8, 4..12], 4), (one(0..4), 0), (one(3..3), 4)]
     {
-        assert!(Rows::new(&gpu, &matrices, channels).is_err(), "{matrices:?} of {channels}");
+        assert!(RowSet::new(&gpu, &matrices, channels).is_err(), "{matrices:?} of {channels}");
     }
-    let rows = Rows::new(&gpu, &[8..16, 0..4], 4).unwrap();
+    let rows = RowSet::new(&gpu, &[8..16, 0..4], 4).unwrap();
     let zeros = |shape: &[usize], dtype| Tensor::zeros(&gpu, shape, dtype).unwrap();
     let (weights, basis) = (zeros(&[16], DType::F32), zeros(&[2, 4], DType::F32));
     project(&weights, &rows, &basis, Some(&zeros(&[16], DType::F16))).unwrap();

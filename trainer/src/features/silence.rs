@@ -16,8 +16,8 @@ mod states;
 use std::collections::BTreeMap;
 
 use strata_engine::{DType, Tensor};
-use strata_kernels::{Rows, project};
-use strata_model::{LoraEntry, LoraSet, Rows as Reads, Tag, TextEncoder};
+use strata_kernels::{RowSet, project};
+use strata_model::{LoraEntry, LoraSet, Rows, Tag, TextEncoder};
 
 use crate::{Error, Result};
 
@@ -38,7 +38,7 @@ pub fn basis(text: &TextEncoder, prompts: &[String], tags: &[(usize, &Tag)], ran
 
 /// Whether a layer, by diffusers' name, reads the text, so that it can be silenced.
 pub fn reads_text(path: &str) -> bool {
-    Reads::of(path) == Reads::Text
+    Rows::of(path) == Rows::Text
 }
 
 /// Keeps the LoRAs of attn2.to_k and attn2.to_v silent on a span.
@@ -46,7 +46,7 @@ pub struct Silence {
     params: Tensor,
     shadow: Option<Tensor>,
     /// Rows of `down` and the basis that they are freed of.
-    parts: Vec<(Rows, Tensor)>,
+    parts: Vec<(RowSet, Tensor)>,
     layers: usize,
 }
 
@@ -86,7 +86,7 @@ impl Silence {
         let mut part = |down: &[std::ops::Range<usize>], rows: &[f32]| -> Result<()> {
             let shape = [rows.len() / basis.channels(), basis.channels()];
             let rows = Tensor::from_f32(gpu, rows, &shape, DType::F32)?;
-            parts.push((Rows::new(gpu, down, basis.channels())?, rows));
+            parts.push((RowSet::new(gpu, down, basis.channels())?, rows));
             Ok(())
         };
         for entry in &entries {

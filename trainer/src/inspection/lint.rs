@@ -25,7 +25,7 @@ use crate::{Picture, Resolution, Result};
 
 /// What is linted: a feature and its dataset.
 #[derive(Debug, Clone, Copy)]
-pub struct Feature<'a> {
+pub struct Subject<'a> {
     /// Its name, another one for each feature.
     pub name: &'a str,
     /// Its tags. A caption needs one of them.
@@ -50,7 +50,7 @@ const NEARLY_ALL: f64 = 0.8;
 ///
 /// # Errors
 /// [`Error::Model`](crate::Error::Model) where a tag, a describing word or a caption cannot be encoded.
-pub fn lint(features: &[Feature], text: &Text) -> Result<Report> {
+pub fn lint(features: &[Subject], text: &Text) -> Result<Report> {
     let mut readings =
         features.iter().map(|feature| Reading::new(feature, text)).collect::<Result<Vec<_>>>()?;
     let captions = captions(&readings, text)?;
@@ -66,7 +66,7 @@ pub fn lint(features: &[Feature], text: &Text) -> Result<Report> {
 
 /// A feature as the text encoder reads it.
 struct Reading<'a> {
-    feature: &'a Feature<'a>,
+    feature: &'a Subject<'a>,
     tags: Vec<OwnTag<'a>>,
     describes: Vec<Encoded<'a>>,
     captions: Vec<Caption<'a>>,
@@ -91,7 +91,7 @@ struct Caption<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(feature: &'a Feature<'a>, text: &Text) -> Result<Self> {
+    fn new(feature: &'a Subject<'a>, text: &Text) -> Result<Self> {
         let own = |tag: &'a String| {
             Ok(OwnTag { encoded: text.encode(tag, &[])?, tag: Tag::new(text.tokenizer(), tag) })
         };

@@ -45,13 +45,13 @@ pub struct Probe {
     script: Script,
     draws: Draws,
     dtype: DType,
-    batches: Vec<Batch>,
+    batches: Vec<DrawBatch>,
     /// By prompt.
     base: Vec<Base>,
 }
 
 /// Draws that go through the model at once, on the GPU.
-struct Batch {
+struct DrawBatch {
     draws: Range<usize>,
     noisy: Tensor,
     timesteps: Vec<f32>,
@@ -185,19 +185,19 @@ impl Probe {
     }
 }
 
-fn batches(gpu: &Gpu, draws: &Draws, size: usize) -> Result<Vec<Batch>> {
+fn batches(gpu: &Gpu, draws: &Draws, size: usize) -> Result<Vec<DrawBatch>> {
     let [h, w, channels] = draws.shape();
-    let batch = |(i, part): (usize, &[Draw])| -> Result<Batch> {
+    let batch = |(i, part): (usize, &[Draw])| -> Result<DrawBatch> {
         let noisy: Vec<f32> = part.iter().flat_map(|draw| &draw.noisy).copied().collect();
         let noisy = Tensor::from_f32(gpu, &noisy, &[part.len(), h, w, channels], DType::F32)?;
         let timesteps = part.iter().map(|draw| draw.timestep as f32).collect();
-        Ok(Batch { draws: i * size..i * size + part.len(), noisy, timesteps })
+        Ok(DrawBatch { draws: i * size..i * size + part.len(), noisy, timesteps })
     };
     draws.draws().chunks(size).enumerate().map(batch).collect()
 }
 
 /// What the model predicts for one prompt on a batch of draws.
-fn predict(unet: &Unet, dtype: DType, gates: &Gates, text: &Text, batch: &Batch) -> Result<Vec<f32>> {
+fn predict(unet: &Unet, dtype: DType, gates: &Gates, text: &Text, batch: &DrawBatch) -> Result<Vec<f32>> {
     let (gpu, size, [tokens, channels]) = (batch.noisy.gpu(), batch.timesteps.len(), text.shape);
     let states = text.states.repeat(size);
     let conditioning = Conditioning::upload(gpu, &states, &[size, tokens, channels], dtype)?;

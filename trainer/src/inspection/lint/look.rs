@@ -9,7 +9,7 @@ use image::{DynamicImage, RgbImage};
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use rayon::prelude::*;
 
-use super::Feature;
+use super::Subject;
 use crate::data::picture::{Memory, decode, on_white};
 use crate::{Error, Resolution, Result};
 
@@ -44,9 +44,9 @@ pub(super) struct Look {
 }
 
 /// Decodes every picture once, on all cores: looks, or what is wrong with the file, in the features' order.
-pub(super) fn look_at_all(features: &[Feature]) -> Vec<Vec<Result<Look>>> {
+pub(super) fn look_at_all(features: &[Subject]) -> Vec<Vec<Result<Look>>> {
     let memory = Memory::default();
-    let look_at_feature = |feature: &Feature| {
+    let look_at_feature = |feature: &Subject| {
         let pictures = feature.pictures.par_iter();
         pictures
             .map_init(Hashers::new, |hashers, picture| {

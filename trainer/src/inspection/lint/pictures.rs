@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::look::Look;
 use super::report::{Code, Concerned, Finding};
-use super::{ENOUGH, Feature, NEARLY_ALL};
+use super::{ENOUGH, NEARLY_ALL, Subject};
 use crate::{Error, Picture, Result};
 
 /// More pictures than this many times those of another feature: the other is trained less, or its pictures too often.
@@ -37,7 +37,7 @@ const BACKGROUNDS_TRIED: usize = 200;
 /// The features' looks, as [`look_at_all`](super::look::look_at_all) gives them.
 type Looks = [Vec<Result<Look>>];
 
-pub(super) fn check(features: &[Feature], looks: &Looks) -> Vec<Finding> {
+pub(super) fn check(features: &[Subject], looks: &Looks) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (feature, looks) in features.iter().zip(looks) {
         findings.extend(one_by_one(feature, looks));
@@ -48,7 +48,7 @@ pub(super) fn check(features: &[Feature], looks: &Looks) -> Vec<Finding> {
     findings
 }
 
-fn one_by_one(feature: &Feature, looks: &[Result<Look>]) -> Vec<Finding> {
+fn one_by_one(feature: &Subject, looks: &[Result<Look>]) -> Vec<Finding> {
     let about = |code: Code, message: &str, note: &dyn Fn(&Look) -> Option<String>| {
         let noted = |(picture, look): (&Picture, &Result<Look>)| {
             Some(Concerned::noted(&picture.path, note(look.as_ref().ok()?)?))
@@ -99,7 +99,7 @@ fn one_by_one(feature: &Feature, looks: &[Result<Look>]) -> Vec<Finding> {
 }
 
 /// Whether nearly all pictures have a border like that of the most typical one.
-fn one_background(feature: &Feature, looks: &[Result<Look>]) -> Option<Finding> {
+fn one_background(feature: &Subject, looks: &[Result<Look>]) -> Option<Finding> {
     let looks: Vec<&Look> = looks.iter().flatten().collect();
     if looks.len() < ENOUGH {
         return None;
@@ -117,7 +117,7 @@ fn one_background(feature: &Feature, looks: &[Result<Look>]) -> Option<Finding> 
     Some(Finding::new(Code::OneBackground, feature.name, message))
 }
 
-fn counts(features: &[Feature]) -> Vec<Finding> {
+fn counts(features: &[Subject]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let largest = features.iter().max_by_key(|feature| feature.pictures.len());
     for feature in features {
@@ -142,7 +142,7 @@ fn counts(features: &[Feature]) -> Vec<Finding> {
 }
 
 /// Pictures that are the same, or nearly, within a feature and between features.
-fn duplicates(features: &[Feature], looks: &Looks) -> Vec<Finding> {
+fn duplicates(features: &[Subject], looks: &Looks) -> Vec<Finding> {
     let all: Vec<(usize, &Picture, &Look)> = features
         .iter()
         .zip(looks)

@@ -2,7 +2,7 @@
 
 use strata_model::{Feature, GateMode, Gates, Prompt, Wording};
 
-use super::{Batch, ProbeFeature};
+use super::{DrawBatch, ProbeFeature};
 use crate::Result;
 
 /// What a way of gating is called in reports and arguments.
@@ -22,7 +22,7 @@ pub(super) fn gates(
     mode: GateMode,
     [set, sets]: [usize; 2],
     prompt: &Prompt,
-    batch: &Batch,
+    batch: &DrawBatch,
     [h, w, _]: [usize; 3],
 ) -> Result<Gates> {
     let off = Feature { tags: Vec::new(), mode: GateMode::Always, weight: 0.0, region: None, uncond: false };
