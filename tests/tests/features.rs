@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
 use strata_model::{Cx, Gates, LoraSet, LoraWeights};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
-use strata_trainer::{Config, FeatureConfig, Interrupt, Preservation, Summary, Tags, measure, run};
+use strata_trainer::{Config, Error, FeatureConfig, Interrupt, Preservation, Summary, Tags, measure, run};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{checkpoint, golden, predict, put, refused, tokenizer, unet};
@@ -348,6 +348,24 @@ fn a_feature_that_leaks_is_stopped() {
             assert!(order == "joint" || event.contains(part), "{event}");
         }
     }
+}
+
+/// Too large for f16: it is saved in f32, and not in the place of another file.
+#[test]
+fn what_cannot_be_saved_as_asked_for_is_saved() {
+    let folder = pictures();
+    let mut config = config(folder.path(), "staged", "large", "");
+    config.save_dtype = DType::F16;
+    (config.train.lr, config.train.steps) = (1e7, 1);
+    fs::create_dir(folder.path().join("large")).unwrap();
+    let other = put(&folder.path().join("large"), &format!("all-{A}-000001.safetensors"), "of another run");
+    let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
+    let error = run(&gpu, &config, None, &Interrupt::default()).unwrap_err();
+    let Error::Unfinished { cause, saved } = error else { panic!("{error}") };
+    assert!(cause.to_string().contains("too large for F16"), "{cause}");
+    assert_eq!(saved, [folder.path().join(format!("large/all-{A}-000001-2.safetensors"))]);
+    assert_eq!(LoraWeights::read(&saved[0]).unwrap().dtype, DType::F32);
+    assert_eq!(fs::read(other).unwrap(), b"of another run");
 }
 
 /// What a dry run measures is what both orders take, with all that a feature can have.

@@ -184,7 +184,9 @@ fn check_finite(path: &Path, key: &str, values: &[f32], dtype: DType) -> Result<
     if let Some(big) = values.iter().find(overflows) {
         return Err(Error::file(
             path,
-            format!("not written: {key} holds {big}, too large for F16; save as F32"),
+            format!(
+                "not written: {key} holds {big}, too large for F16; train with a lower lr, or with save_dtype = \"f32\""
+            ),
         ));
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use strata_engine::DType;
 use strata_model::{LoraSet, Unet};
 
 use crate::features::silence::Silence;
@@ -131,11 +132,12 @@ impl<'a> Pupil<'a> {
         self.taken += 1;
         log.step(&record)?;
         self.outcome.note(&record);
-        let every = self.run.config.train.save_every;
+        let config = self.run.config;
+        let every = config.train.save_every;
         let mut saved = None;
         if every > 0 && self.taken.is_multiple_of(every) && self.taken < self.steps {
             let path = self.numbered();
-            self.write(&path, false)?;
+            self.write(&path, config.save_dtype, false)?;
             self.outcome.files.push(path.clone());
             saved = Some(path);
         }
@@ -167,7 +169,7 @@ impl<'a> Pupil<'a> {
         }
         self.outcome.steps = self.taken;
         let path = self.plan.feature.file().to_owned();
-        self.write(&path, true)?;
+        self.write(&path, self.run.config.save_dtype, true)?;
         self.outcome.files.push(path);
         Ok(())
     }
@@ -182,11 +184,27 @@ impl<'a> Pupil<'a> {
         }
         let beside = self.numbered();
         let elsewhere = std::env::temp_dir().join(beside.file_name()?);
-        [beside, elsewhere].into_iter().find(|path| self.write(path, false).is_ok())
+        let places = [beside, elsewhere].map(|path| self.free(&path));
+        // f32 holds what may be too large for f16
+        let saved = |path: &PathBuf| {
+            [self.run.config.save_dtype, DType::F32]
+                .iter()
+                .any(|dtype| self.write(path, *dtype, false).is_ok())
+        };
+        places.into_iter().find(saved)
+    }
+
+    /// A path where there is no file of another run: this one, or with a number behind it.
+    fn free(&self, path: &Path) -> PathBuf {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let others = (2..).map(|n| path.with_file_name(format!("{name}-{n}.safetensors")));
+        let mut candidates = std::iter::once(path.to_owned()).chain(others);
+        let free = |path: &PathBuf| !path.exists() || self.outcome.files.contains(path);
+        candidates.find(free).unwrap_or_else(|| path.to_owned())
     }
 
     /// `done`: it is the file that the run is for, by which a later run knows it.
-    fn write(&self, path: &Path, done: bool) -> Result<()> {
+    fn write(&self, path: &Path, dtype: DType, done: bool) -> Result<()> {
         let Run { config, checkpoint, schedule, .. } = self.run;
         let (feature, pictures) = (&self.plan.feature, self.plan.dataset.len());
         let prediction = schedule.prediction_type();
@@ -195,7 +213,7 @@ impl<'a> Pupil<'a> {
         if done && !feature.name.is_empty() {
             strings.insert("strata_run".into(), self.plan.fingerprint.clone());
         }
-        Ok(self.lora.to_weights(config.save_dtype, strings)?.write(path)?)
+        Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
     }
 
     /// `NAME-000100.safetensors` beside `NAME.safetensors`, after 100 steps.
