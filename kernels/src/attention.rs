@@ -4,13 +4,14 @@
 //!
 //! Saved for the way back: q, k, v, and log-sum-exp per query.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, fold_grid, params};
 
 mod coop;
 mod wide;
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, Variant, variant};
+use crate::variants::{BODIES, BOTH, Defs, FLOATS, Variant, variant};
 use coop::Shapes;
 
 static SHADER: Shader = Shader {
@@ -246,18 +247,13 @@ pub fn reference(
     y
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            for d in [40, 80, 160, 64, 512, 5, 15, 50] {
-                for pass in [Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys] {
-                    for causal in [false, true] {
-                        variant::<AttentionParams>(out, &SHADER, pass.defs(d, causal, dtype, bodies))?;
-                    }
-                }
-            }
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    let passes = [Pass::Forward, Pass::Delta, Pass::Queries, Pass::Keys];
+    for (bodies, dtype, d, pass, causal) in
+        iproduct!(BODIES, FLOATS, [40, 80, 160, 64, 512, 5, 15, 50], passes, BOTH)
+    {
+        variant::<AttentionParams>(out, &SHADER, pass.defs(d, causal, dtype, bodies));
     }
-    wide::variants(out)?;
-    coop::variants(out)
+    wide::variants(out);
+    coop::variants(out);
 }

@@ -1,9 +1,10 @@
 //! A weighted sum of two tensors, with weights row by row: how a LoRA's attention is kept to a part of the picture.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{BODIES, BOTH, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "blend",
@@ -76,13 +77,8 @@ pub fn reference([x, y]: [&[f64]; 2], [wx, wy]: [&[f64]; 2], n: usize) -> Vec<f6
     (0..x.len()).map(value).collect()
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            for (pair, vec) in [(false, false), (false, true), (true, false), (true, true)] {
-                variant::<BlendParams>(out, &SHADER, defs(dtype, pair, vec, bodies))?;
-            }
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, dtype, pair, vec) in iproduct!(BODIES, FLOATS, BOTH, BOTH) {
+        variant::<BlendParams>(out, &SHADER, defs(dtype, pair, vec, bodies));
     }
-    Ok(())
 }

@@ -1,9 +1,10 @@
 //! Element by element: sum, activations, GEGLU, conversion.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{ACT, Defs, INDEX, Variant, variant};
+use crate::variants::{ACT, BODIES, BOTH, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "elementwise",
@@ -180,30 +181,20 @@ pub fn geglu_reference(x: &[f64], c: usize) -> Vec<f64> {
     x.chunks_exact(2 * c).flat_map(|row| (0..c).map(|i| row[i] * Act::Gelu.of(row[c + i]))).collect()
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let acts = [Act::Silu, Act::Gelu, Act::QuickGelu];
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for vec in [false, true] {
-            for (from, to) in [(DType::F32, DType::F16), (DType::F16, DType::F32)] {
-                for to in [from, to] {
-                    let op = Op { name: "cast", act: Act::None, from, to };
-                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, bodies))?;
-                }
-                for name in ["add", "geglu", "geglu_grad"] {
-                    let op = Op { name, act: Act::None, from, to: from };
-                    variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, bodies))?;
-                }
-                for act in acts {
-                    for name in ["act", "act_grad"] {
-                        variant::<ElementwiseParams>(
-                            out,
-                            &SHADER,
-                            defs(Op { name, act, from, to: from }, vec, bodies),
-                        )?;
-                    }
-                }
-            }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, vec, from) in iproduct!(BODIES, BOTH, FLOATS) {
+        let mut push = |name, act, to| {
+            let op = Op { name, act, from, to };
+            variant::<ElementwiseParams>(out, &SHADER, defs(op, vec, bodies));
+        };
+        for to in FLOATS {
+            push("cast", Act::None, to);
+        }
+        for name in ["add", "geglu", "geglu_grad"] {
+            push(name, Act::None, from);
+        }
+        for (act, name) in iproduct!([Act::Silu, Act::Gelu, Act::QuickGelu], ["act", "act_grad"]) {
+            push(name, act, from);
         }
     }
-    Ok(())
 }

@@ -1,9 +1,10 @@
 //! Embeddings: of tokens with their positions (CLIP), and of timesteps (U-Net). Both frozen.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{BODIES, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader =
     Shader { name: "embedding", source: include_str!("embedding.wgsl"), includes: &[INDEX], extensions: &[] };
@@ -100,11 +101,8 @@ pub fn timestep_embedding(
     Tensor::from_f32(gpu, &values, &[timesteps.len(), dim], dtype)
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            variant::<EmbeddingParams>(out, &SHADER, defs(dtype, bodies))?;
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, dtype) in iproduct!(BODIES, FLOATS) {
+        variant::<EmbeddingParams>(out, &SHADER, defs(dtype, bodies));
     }
-    Ok(())
 }

@@ -14,17 +14,17 @@ use crate::winograd::{Additions, Winograd};
 use crate::{Weight, concat};
 
 /// What a LoRA's output is multiplied with on top of its scale.
-#[derive(Clone, Copy, Debug)]
-pub enum Gate<'a> {
+#[derive(Clone, Debug)]
+pub enum Gate {
     /// One factor for all rows. At 0 the branch is not launched at all.
     Scalar(f32),
     /// f32 `[G]`: row m of the M rows of the output takes entry m / (M / G), so G is the batch (a gate per sample) or
     /// batch · tokens.
-    Rows(&'a Tensor),
+    Rows(Tensor),
 }
 
 /// A low-rank branch of a linear layer or a convolution.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Lora<'a> {
     /// lora_A, `[r, in]`; of a convolution `[r, KH, KW, in]`.
     pub down: &'a Tensor,
@@ -33,7 +33,7 @@ pub struct Lora<'a> {
     /// alpha / r.
     pub scale: f32,
     /// When the branch is on.
-    pub gate: Gate<'a>,
+    pub gate: Gate,
 }
 
 /// A LoRA as references take it: `down`, `up`, and scale · gate of each row of the output.
@@ -86,7 +86,7 @@ pub(crate) fn frozen(
     let Product { op, rows: [_, m], channels: [k, n], conv, .. } = product;
     let mut branches = Vec::new();
     for lora in args.loras.iter().filter(|lora| lora.is_on()) {
-        let (scale, gate) = match lora.gate {
+        let (scale, gate) = match &lora.gate {
             Gate::Scalar(g) => (lora.scale * g, None),
             Gate::Rows(t) => (lora.scale, Some(t)),
         };

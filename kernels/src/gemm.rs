@@ -3,6 +3,7 @@
 //! `out[m, n] = act(α · gate · (Σ_k A[m, k] B[k, n] + Σ_r S[m, r] U[r, n]) + bias[n]) + residual[m, n]`; see
 //! `include/gemm_io.wgsl` for layouts. The S, U term is a LoRA: the same loop with r more steps into the same accumulators.
 
+use itertools::iproduct;
 use strata_engine::{DType, Def, Error, Gpu, Launch, Result, Shader, Tensor, fold_grid, params};
 
 mod coop;
@@ -13,7 +14,7 @@ pub use tune::{Choice, Tuning, tune, tuning_name, use_tuning};
 
 use crate::Act;
 use crate::bodies::{Bodies, Matrices, chosen};
-use crate::variants::{ACT, CONV, Defs, Variant, variant};
+use crate::variants::{ACT, BOTH, CONV, Defs, Variant, variant};
 
 const VEC: (&str, &str) = ("vec", include_str!("include/vec.wgsl"));
 const IO: (&str, &str) = ("gemm_io", include_str!("include/gemm_io.wgsl"));
@@ -295,6 +296,7 @@ impl Body {
 }
 
 /// What a GEMM's text depends on.
+#[derive(Clone, Copy)]
 struct Features {
     /// Of A, of B (and S and U), and of the output.
     types: [DType; 3],
@@ -342,53 +344,44 @@ const TYPES: [[DType; 3]; 5] = {
 };
 
 /// Every text this family can take.
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
+pub(crate) fn variants(out: &mut Vec<Variant>) {
     let mut bodies: Vec<Body> = LANE_TILES.map(Body::lane).into_iter().chain([Body::tile()]).collect();
     bodies.extend(coop::bodies());
     let products =
         [(Layout::Nt, None), (Layout::Nn, None), (Layout::Nt, Some(false)), (Layout::Nn, Some(true))];
-    for body in &bodies {
-        let types = TYPES.iter().filter(|types| types[1] == DType::F16 || !coop::is(body));
-        for &types in types {
-            for (layout, conv) in products {
-                // one bit for each switch
-                for bits in 0..1 << 6 {
-                    let [vec, vec_n, vec_ext, ext, bias, residual] =
-                        [0, 1, 2, 3, 4, 5].map(|i| bits >> i & 1 == 1);
-                    let aligned = layout == Layout::Nt || vec_n || !(vec || vec_ext);
-                    let backward = layout == Layout::Nn;
-                    if !aligned || (vec_ext && !ext) || (backward && bias) {
-                        continue;
-                    }
-                    let mut push = |gate, act| {
-                        let f = Features {
-                            types,
-                            layout,
-                            vec,
-                            vec_ext,
-                            vec_n,
-                            conv,
-                            ext,
-                            bias,
-                            residual,
-                            gate,
-                            act,
-                        };
-                        variant::<GemmParams>(out, body.shader, f.defs(body))
-                    };
-                    push(false, Act::None)?;
-                    // the LoRA's narrow products have gates, and nothing else
-                    if conv != Some(true) && !ext && !bias && !residual {
-                        push(true, Act::None)?;
-                    }
-                    if !backward && conv.is_none() && bias {
-                        for act in [Act::Silu, Act::Gelu, Act::QuickGelu] {
-                            push(false, act)?;
-                        }
-                    }
-                }
+    let switches = iproduct!(BOTH, BOTH, BOTH, BOTH, BOTH, BOTH);
+    for (body, types, (layout, conv), (vec, vec_n, vec_ext, ext, bias, residual)) in
+        iproduct!(&bodies, TYPES, products, switches)
+    {
+        let stored = types[1] == DType::F16 || !coop::is(body);
+        let aligned = layout == Layout::Nt || vec_n || !(vec || vec_ext);
+        let backward = layout == Layout::Nn;
+        if !stored || !aligned || (vec_ext && !ext) || (backward && bias) {
+            continue;
+        }
+        let plain = Features {
+            types,
+            layout,
+            vec,
+            vec_ext,
+            vec_n,
+            conv,
+            ext,
+            bias,
+            residual,
+            gate: false,
+            act: Act::None,
+        };
+        let mut push = |f: Features| variant::<GemmParams>(out, body.shader, f.defs(body));
+        push(plain);
+        // the LoRA's narrow products have gates, and nothing else
+        if conv != Some(true) && !ext && !bias && !residual {
+            push(Features { gate: true, ..plain });
+        }
+        if !backward && conv.is_none() && bias {
+            for act in [Act::Silu, Act::Gelu, Act::QuickGelu] {
+                push(Features { act, ..plain });
             }
         }
     }
-    Ok(())
 }

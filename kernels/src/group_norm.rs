@@ -2,12 +2,13 @@
 //!
 //! Saved for the way back: x, and mean and rstd per sample and group. The output is recomputed.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::Act;
 use crate::bodies::{Bodies, chosen};
 use crate::tokens::sum_tokens;
-use crate::variants::{ACT, Defs, INDEX, REDUCE, Variant, variant};
+use crate::variants::{ACT, BODIES, BOTH, Defs, INDEX, REDUCE, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "group_norm",
@@ -229,33 +230,22 @@ pub fn reference(
     y
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for stats in [false, true] {
-            variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, bodies))?;
-        }
-        for types in crate::NORM_TYPES {
-            for vec in [false, true] {
-                for add in [false, true] {
-                    variant::<GroupNormParams>(
-                        out,
-                        &SHADER,
-                        defs(Pass { name: "stats", silu: false, add, before: false }, types, vec, bodies),
-                    )?;
-                    for silu in [false, true] {
-                        for (name, before) in [
-                            ("apply", false),
-                            ("grad_sums", false),
-                            ("grad_apply", false),
-                            ("grad_apply", true),
-                        ] {
-                            let pass = Pass { name, silu, add, before };
-                            variant::<GroupNormParams>(out, &SHADER, defs(pass, types, vec, bodies))?;
-                        }
-                    }
-                }
-            }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, stats) in iproduct!(BODIES, BOTH) {
+        variant::<GroupNormParams>(out, &SHADER, merge_defs(stats, bodies));
+    }
+    for (bodies, types, vec, add, silu) in iproduct!(BODIES, crate::NORM_TYPES, BOTH, BOTH, BOTH) {
+        let passes = [
+            ("stats", false),
+            ("apply", false),
+            ("grad_sums", false),
+            ("grad_apply", false),
+            ("grad_apply", true),
+        ];
+        // statistics are of what comes in
+        for (name, before) in passes.into_iter().filter(|(name, _)| !(silu && *name == "stats")) {
+            let pass = Pass { name, silu, add, before };
+            variant::<GroupNormParams>(out, &SHADER, defs(pass, types, vec, bodies));
         }
     }
-    Ok(())
 }

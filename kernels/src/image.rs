@@ -1,9 +1,10 @@
 //! Moving channels and pixels: concat and split on the last axis, nearest upsampling. Nothing is saved.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{BODIES, BOTH, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "image",
@@ -162,15 +163,8 @@ pub fn upsample_reference(x: &[f64], [b, h, w, c]: [usize; 4], out_h: usize, out
     y
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            for vec in [false, true] {
-                for op in ["join", "part", "upsample", "downsum"] {
-                    variant::<ImageParams>(out, &SHADER, defs(op, dtype, vec, bodies))?;
-                }
-            }
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, dtype, vec, op) in iproduct!(BODIES, FLOATS, BOTH, ["join", "part", "upsample", "downsum"]) {
+        variant::<ImageParams>(out, &SHADER, defs(op, dtype, vec, bodies));
     }
-    Ok(())
 }

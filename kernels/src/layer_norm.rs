@@ -2,10 +2,11 @@
 //!
 //! Saved for the way back: x, and mean and rstd per row.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
+use crate::variants::{BODIES, Defs, INDEX, REDUCE, ROW, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "layer_norm",
@@ -92,13 +93,9 @@ pub fn reference(x: &[f64], gamma: &[f64], beta: &[f64], c: usize, eps: f64) -> 
     x.chunks_exact(c).flat_map(normal).collect()
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for types in crate::NORM_TYPES {
-            for (grad, before) in [(false, false), (true, false), (true, true)] {
-                variant::<LayerNormParams>(out, &SHADER, defs(grad, before, types, bodies))?;
-            }
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    let passes = [(false, false), (true, false), (true, true)];
+    for (bodies, types, (grad, before)) in iproduct!(BODIES, crate::NORM_TYPES, passes) {
+        variant::<LayerNormParams>(out, &SHADER, defs(grad, before, types, bodies));
     }
-    Ok(())
 }

@@ -1,9 +1,10 @@
 //! Mean squared error with a weight per sample: the loss of diffusion training.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tape, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, REDUCE, Variant, variant};
+use crate::variants::{BODIES, Defs, FLOATS, INDEX, REDUCE, Variant, variant};
 
 static SHADER: Shader =
     Shader { name: "mse", source: include_str!("mse.wgsl"), includes: &[INDEX, REDUCE], extensions: &[] };
@@ -80,13 +81,8 @@ pub fn reference(pred: &[f64], target: &[f64], weights: &[f64]) -> Vec<f64> {
     vec![weights.iter().enumerate().map(|(b, w)| w * sample(b)).sum::<f64>() / batch as f64]
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            for pass in ["samples", "total", "grad"] {
-                variant::<MseParams>(out, &SHADER, defs(pass, dtype, bodies))?;
-            }
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, dtype, pass) in iproduct!(BODIES, FLOATS, ["samples", "total", "grad"]) {
+        variant::<MseParams>(out, &SHADER, defs(pass, dtype, bodies));
     }
-    Ok(())
 }

@@ -1,9 +1,10 @@
 //! What turns gradients into an update: their norm, and AdamW (arXiv 1711.05101) over flat f32 buffers.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{BODIES, BOTH, Defs, INDEX, Variant, variant};
 
 static SHADER: Shader =
     Shader { name: "optimizer", source: include_str!("optimizer.wgsl"), includes: &[INDEX], extensions: &[] };
@@ -141,14 +142,11 @@ pub fn reference(state: [&mut [f64]; 3], grads: &[f64], norm: f64, args: &AdamW)
     }
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for pass in ["squares", "norm"] {
-            variant::<NormParams>(out, &SHADER, defs(pass, false, bodies))?;
-        }
-        for shadow in [false, true] {
-            variant::<AdamWParams>(out, &SHADER, defs("adamw", shadow, bodies))?;
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, pass) in iproduct!(BODIES, ["squares", "norm"]) {
+        variant::<NormParams>(out, &SHADER, defs(pass, false, bodies));
     }
-    Ok(())
+    for (bodies, shadow) in iproduct!(BODIES, BOTH) {
+        variant::<AdamWParams>(out, &SHADER, defs("adamw", shadow, bodies));
+    }
 }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Gpu, Launch, Result, Shader, Tensor, params};
 
 use crate::bodies::{Bodies, chosen};
-use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
+use crate::variants::{BODIES, BOTH, Defs, INDEX, REDUCE, ROW, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "project",
@@ -110,11 +111,8 @@ pub fn reference(rows: &mut [f64], basis: &[f64], channels: usize) {
     }
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for shadow in [false, true] {
-            variant::<ProjectParams>(out, &SHADER, defs(shadow, bodies))?;
-        }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, shadow) in iproduct!(BODIES, BOTH) {
+        variant::<ProjectParams>(out, &SHADER, defs(shadow, bodies));
     }
-    Ok(())
 }

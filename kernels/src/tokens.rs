@@ -1,10 +1,11 @@
 //! Reductions over tokens: the gradients of LoRA factors, and sums over the pixels of a sample.
 
+use itertools::iproduct;
 use strata_engine::{DType, Error, Launch, Result, Shader, Tensor, params};
 
 use crate::bodies::{Bodies, chosen, is_cpu};
 use crate::gemm::Conv;
-use crate::variants::{CONV, Defs, INDEX, Variant, variant};
+use crate::variants::{BODIES, BOTH, CONV, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader = Shader {
     name: "tokens",
@@ -129,22 +130,17 @@ pub(crate) fn sum_tokens(x: &Tensor, batch: usize) -> Result<Tensor> {
     Ok(y)
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        let types = [DType::F32, DType::F16];
-        for (u, v) in types.into_iter().flat_map(|u| types.map(|v| (u, v))) {
-            for bits in 0..1 << 3 {
-                let [vec, add, conv] = [0, 1, 2].map(|i| bits >> i & 1 == 1);
-                let defs = defs("product", [u, v], DType::F32, vec, add, conv, bodies);
-                variant::<TokensParams>(out, &SHADER, defs)?;
-            }
-        }
-        for dtype in types {
-            let defs = defs("sum", [dtype; 2], dtype, false, false, false, bodies);
-            variant::<TokensParams>(out, &SHADER, defs)?;
-        }
-        let defs = defs("gather", [DType::F32; 2], DType::F32, false, true, false, bodies);
-        variant::<TokensParams>(out, &SHADER, defs)?;
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, u, v, vec, add, conv) in iproduct!(BODIES, FLOATS, FLOATS, BOTH, BOTH, BOTH) {
+        let defs = defs("product", [u, v], DType::F32, vec, add, conv, bodies);
+        variant::<TokensParams>(out, &SHADER, defs);
     }
-    Ok(())
+    for (bodies, dtype) in iproduct!(BODIES, FLOATS) {
+        let defs = defs("sum", [dtype; 2], dtype, false, false, false, bodies);
+        variant::<TokensParams>(out, &SHADER, defs);
+    }
+    for bodies in BODIES {
+        let defs = defs("gather", [DType::F32; 2], DType::F32, false, true, false, bodies);
+        variant::<TokensParams>(out, &SHADER, defs);
+    }
 }

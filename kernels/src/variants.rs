@@ -2,7 +2,14 @@
 
 use std::collections::HashSet;
 
-use strata_engine::{Def, Params, Result, Shader, render};
+use strata_engine::{DType, Def, Params, Result, Shader, render};
+
+use crate::Bodies;
+
+/// Axes along which most texts vary; a family's texts are a product of such, less what cannot occur.
+pub(crate) const BODIES: [Bodies; 2] = [Bodies::Lane, Bodies::Tile];
+pub(crate) const FLOATS: [DType; 2] = [DType::F32, DType::F16];
+pub(crate) const BOTH: [bool; 2] = [false, true];
 
 pub(crate) type Defs = Vec<(&'static str, Def)>;
 
@@ -18,28 +25,35 @@ pub(crate) const ROW: (&str, &str) = ("row", include_str!("include/row.wgsl"));
 pub struct Variant {
     /// Shader and definitions.
     pub name: String,
-    /// WGSL, ready for a driver.
-    pub wgsl: String,
     /// Whether params are immediate data; otherwise a uniform in group 1.
     pub immediates: bool,
+    shader: &'static Shader,
+    defs: Defs,
+    params: &'static str,
+}
+
+impl Variant {
+    /// The WGSL, ready for a driver.
+    ///
+    /// # Errors
+    /// A template that does not render.
+    pub fn wgsl(&self) -> Result<String> {
+        render(self.shader, &self.defs, self.params, self.immediates)
+    }
 }
 
 /// Adds a text with its params as immediate data, and every eighth one also with params as a uniform.
-pub(crate) fn variant<P: Params>(out: &mut Vec<Variant>, shader: &'static Shader, defs: Defs) -> Result<()> {
+pub(crate) fn variant<P: Params>(out: &mut Vec<Variant>, shader: &'static Shader, defs: Defs) {
     let uniform_too = out.len().is_multiple_of(8);
     for immediates in if uniform_too { &[true, false][..] } else { &[true][..] } {
-        let wgsl = render(shader, &defs, P::WGSL, *immediates)?;
         let name = format!("{} {defs:?}", shader.name);
-        out.push(Variant { name, wgsl, immediates: *immediates });
+        let (immediates, defs) = (*immediates, defs.clone());
+        out.push(Variant { name, immediates, shader, defs, params: P::WGSL });
     }
-    Ok(())
 }
 
 /// Every shader text this crate can produce. Attention's are for some head dims, since any can occur.
-///
-/// # Errors
-/// A template that does not render.
-pub fn variants() -> Result<Vec<Variant>> {
+pub fn variants() -> Vec<Variant> {
     let mut out = Vec::new();
     for family in [
         crate::gemm::variants,
@@ -56,10 +70,10 @@ pub fn variants() -> Result<Vec<Variant>> {
         crate::project::variants,
         crate::winograd::variants,
     ] {
-        family(&mut out)?;
+        family(&mut out);
     }
     // families list some texts under several circumstances
     let mut seen = HashSet::new();
     out.retain(|v| seen.insert((v.name.clone(), v.immediates)));
-    Ok(out)
+    out
 }

@@ -3,12 +3,13 @@
 //! CPU adapters alone run it, where products are the bound. It is not measured on GPUs, where the memory that the transforms go
 //! through may be.
 
+use itertools::iproduct;
 use strata_engine::{DType, Gpu, Launch, Result, Shader, Tensor, params};
 
 use crate::Weight;
 use crate::bodies::{Bodies, chosen};
 use crate::gemm::{Conv, Ext, Gemm, Layout};
-use crate::variants::{Defs, INDEX, Variant, variant};
+use crate::variants::{BOTH, Defs, FLOATS, INDEX, Variant, variant};
 
 static SHADER: Shader =
     Shader { name: "winograd", source: include_str!("winograd.wgsl"), includes: &[INDEX], extensions: &[] };
@@ -196,24 +197,20 @@ fn defs(f: &Features, bodies: Bodies) -> Defs {
     ]
 }
 
-pub(crate) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    let bodies = Bodies::Lane;
-    for dtype in [DType::F32, DType::F16] {
-        let plain = Features { dtype, ..Features::default() };
-        variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "weights", ..plain }, bodies))?;
-        for back in [false, true] {
-            variant::<WinogradParams>(out, &SHADER, defs(&Features { op: "input", back, ..plain }, bodies))?;
-            for residual in [false, true] {
-                for bias in [false, true] {
-                    for ext in [None, Some(DType::F32), Some(DType::F16)] {
-                        let f = Features { op: "output", dtype, back, bias, residual, ext };
-                        if !(back && (bias || ext.is_some())) {
-                            variant::<WinogradParams>(out, &SHADER, defs(&f, bodies))?;
-                        }
-                    }
-                }
-            }
+pub(crate) fn variants(out: &mut Vec<Variant>) {
+    let mut push = |f| variant::<WinogradParams>(out, &SHADER, defs(&f, Bodies::Lane));
+    for dtype in FLOATS {
+        push(Features { op: "weights", dtype, ..Features::default() });
+    }
+    for (dtype, back) in iproduct!(FLOATS, BOTH) {
+        push(Features { op: "input", dtype, back, ..Features::default() });
+    }
+    for (dtype, back, residual, bias, ext) in
+        iproduct!(FLOATS, BOTH, BOTH, BOTH, [None, Some(DType::F32), Some(DType::F16)])
+    {
+        // on the way back there is neither
+        if !(back && (bias || ext.is_some())) {
+            push(Features { op: "output", dtype, back, bias, residual, ext });
         }
     }
-    Ok(())
 }

@@ -59,7 +59,7 @@ pub struct Gates {
     features: Vec<Strength>,
     /// The parts of the picture that features are kept to, each once.
     parts: Vec<PlaceMask>,
-    gates: Arc<Mutex<BTreeMap<Key, Held>>>,
+    gates: Arc<Mutex<BTreeMap<Key, Gate>>>,
     shares: Arc<Mutex<BTreeMap<ShareKey, Shares>>>,
 }
 
@@ -75,13 +75,6 @@ type Key = (usize, Rows, usize);
 
 /// The features that an attention carries, and how many rows it has.
 type ShareKey = (Vec<usize>, usize);
-
-/// A gate as a layer holds it while it launches.
-#[derive(Debug, Clone)]
-pub(crate) enum Held {
-    Scalar(f32),
-    Rows(Tensor),
-}
 
 /// For each part of the picture, what each row of a mixed attention keeps of what it has so far, and takes of the
 /// attention with the features of that part.
@@ -125,7 +118,7 @@ impl Gates {
         x: &Tensor,
         count: usize,
         part: Option<usize>,
-    ) -> Result<Held> {
+    ) -> Result<Gate> {
         let given = self.features.len();
         let Some(strength) = self.features.get(feature) else {
             return Err(Error::Lora(format!(
@@ -133,26 +126,26 @@ impl Gates {
             )));
         };
         let (gates, own) = match strength {
-            Strength::All(factor) => return Ok(Held::Scalar(*factor)),
+            Strength::All(factor) => return Ok(Gate::Scalar(*factor)),
             Strength::Rows(gates, own) => (gates, *own),
         };
         gates.check(feature, rows, x)?;
         let elsewhere = own.is_some() && own != part;
         if own.is_some() && (rows == Rows::Sample || rows == Rows::Text && elsewhere) {
-            return Ok(Held::Scalar(0.0));
+            return Ok(Gate::Scalar(0.0));
         }
         let mut made = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (feature, rows, count);
-        if let Some(held) = made.get(&key) {
-            return Ok(held.clone());
+        if let Some(gate) = made.get(&key) {
+            return Ok(gate.clone());
         }
         let values = match (rows, own) {
             (Rows::Place, Some(own)) => self.in_part(own, &gates.samples, count)?,
             _ => gates.values(rows).to_vec(),
         };
-        let held = Held::new(x.gpu(), &values)?;
-        made.insert(key, held.clone());
-        Ok(held)
+        let gate = gate(x.gpu(), &values)?;
+        made.insert(key, gate.clone());
+        Ok(gate)
     }
 
     /// Each sample's factor times how far its places lie in a part of the picture, for so many rows.
@@ -247,24 +240,15 @@ impl RowGates {
     }
 }
 
-impl Held {
-    /// All 0 is a scalar, so that nothing is launched. Other equal factors stay a vector unless they are 1: a vector is
-    /// multiplied later than a scalar, which rounds otherwise, and a sample's bits should not depend on its batch.
-    fn new(gpu: &Gpu, values: &[f32]) -> Result<Self> {
-        for scalar in [0.0, 1.0] {
-            if values.iter().all(|value| *value == scalar) {
-                return Ok(Self::Scalar(scalar));
-            }
-        }
-        Ok(Self::Rows(Tensor::from_f32(gpu, values, &[values.len()], DType::F32)?))
-    }
-
-    pub fn gate(&self) -> Gate<'_> {
-        match self {
-            Self::Scalar(factor) => Gate::Scalar(*factor),
-            Self::Rows(factors) => Gate::Rows(factors),
+/// All 0 is a scalar, so that nothing is launched. Other equal factors stay a vector unless they are 1: a vector is
+/// multiplied later than a scalar, which rounds otherwise, and a sample's bits should not depend on its batch.
+fn gate(gpu: &Gpu, values: &[f32]) -> Result<Gate> {
+    for scalar in [0.0, 1.0] {
+        if values.iter().all(|value| *value == scalar) {
+            return Ok(Gate::Scalar(scalar));
         }
     }
+    Ok(Gate::Rows(Tensor::from_f32(gpu, values, &[values.len()], DType::F32)?))
 }
 
 #[cfg(test)]

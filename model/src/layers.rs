@@ -1,10 +1,9 @@
 //! The layers that have weights. They are frozen; a [`Linear`] or [`Conv2d`] may carry LoRAs.
 
 use strata_engine::{DType, Tensor};
-use strata_kernels::{Act, ConvArgs, ConvShape, GroupNormArgs, LinearArgs, Lora, Padding, Weight};
+use strata_kernels::{Act, ConvArgs, ConvShape, Gate, GroupNormArgs, LinearArgs, Lora, Padding, Weight};
 
 use crate::build::Builder;
-use crate::gates::Held;
 use crate::{Cx, Result, Rows};
 
 /// y = x wᵀ + b + Σᵢ gateᵢ · scaleᵢ · (x downᵢᵀ) upᵢᵀ, on the last axis. A 1×1 convolution is one of these.
@@ -44,8 +43,8 @@ pub struct LoraSlot {
 }
 
 impl LoraSlot {
-    fn branch<'a>(&'a self, gate: &'a Held) -> Lora<'a> {
-        Lora { down: &self.down, up: &self.up, scale: self.scale, gate: gate.gate() }
+    fn branch(&self, gate: Gate) -> Lora<'_> {
+        Lora { down: &self.down, up: &self.up, scale: self.scale, gate }
     }
 }
 
@@ -156,9 +155,7 @@ impl Linear {
         out: Option<DType>,
     ) -> Result<Tensor> {
         let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, self.rows, x, x.rows(), part);
-        let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
-        let loras: Vec<Lora<'_>> =
-            self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
+        let loras = self.lora.iter().map(|slot| Ok(slot.branch(gate(slot)?))).collect::<Result<Vec<_>>>()?;
         let out = out.or(residual.map(Tensor::dtype)).unwrap_or(self.compute);
         let bias = self.b.as_ref().map(Weight::data);
         let args = LinearArgs { bias, residual, act, out: Some(out), loras: &loras };
@@ -237,9 +234,7 @@ impl Conv2d {
         let [height, width] = ConvShape::new(x.shape(), self.w.shape(), stride, padding)?.output;
         let places = x.shape()[0] * height * width;
         let gate = |slot: &LoraSlot| cx.gates.of(slot.feature, Rows::Place, x, places, None);
-        let gates = self.lora.iter().map(gate).collect::<Result<Vec<_>>>()?;
-        let loras: Vec<Lora<'_>> =
-            self.lora.iter().zip(&gates).map(|(slot, gate)| slot.branch(gate)).collect();
+        let loras = self.lora.iter().map(|slot| Ok(slot.branch(gate(slot)?))).collect::<Result<Vec<_>>>()?;
         let bias = Some(self.b.data());
         let args = ConvArgs { stride, padding, bias, residual, out: Some(out), loras: &loras };
         Ok(strata_kernels::conv2d(cx.tape, x, &self.w, &args)?)

@@ -7,6 +7,9 @@ use crate::{Random, Role, Row, rms};
 
 /// Elements of an input whose derivative is taken one by one. Smaller inputs are probed in every element.
 const ELEMENTS: usize = 24;
+/// The same where one evaluation of the reference is more than [`LONG`] products: the directions see all elements anyway.
+const ELEMENTS_OF_LONG: usize = 6;
+const LONG: usize = 10_000_000;
 /// Random directions along which a larger input is probed as a whole.
 const DIRECTIONS: usize = 3;
 /// Distance of central differences: errors are about its square, and rounding 1e-16 divided by it.
@@ -63,11 +66,12 @@ impl Expected {
 
     fn probes(&self, row: &Row, exact: &[Vec<f64>], input: usize, random: &mut Random) -> Probes {
         let count = exact[input].len();
-        let whole = count <= ELEMENTS * 2;
+        let elements = if self.out.len() * row.k > LONG { ELEMENTS_OF_LONG } else { ELEMENTS };
+        let whole = count <= elements * 2;
         let chosen: Vec<usize> = match whole {
             true => (0..count).collect(),
             // the ends are where tiles are ragged
-            false => [0, count - 1].into_iter().chain((2..ELEMENTS).map(|_| random.below(count))).collect(),
+            false => [0, count - 1].into_iter().chain((2..elements).map(|_| random.below(count))).collect(),
         };
         let elements: Vec<(usize, f64)> =
             chosen.iter().map(|&i| (i, self.derivative(row, exact, input, &[(i, 1.0)]))).collect();

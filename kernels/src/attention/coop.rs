@@ -1,11 +1,12 @@
 //! Attention on cooperative matrices: how much a workgroup holds, and whether it gives what the other body gives.
 
+use itertools::iproduct;
 use strata_engine::{DType, Extension, Gpu, Launch, Result, Shader, Tensor, fold_grid};
 
 use super::{AttentionParams, Call, Pass, run};
 use crate::bodies::{Matrices, chosen};
 use crate::gemm;
-use crate::variants::{Defs, Variant, variant};
+use crate::variants::{BOTH, Defs, Variant, variant};
 
 static COOP: Shader = Shader {
     name: "attention_coop",
@@ -216,17 +217,10 @@ fn agrees(gpu: &Gpu, shapes: Shapes, d: u32) -> Result<bool> {
     Ok(true)
 }
 
-pub(super) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for on in Matrices::KINDS {
-        for d in [40, 80, 160, 64, 5] {
-            for pass in PASSES {
-                for shape in shapes(on.side, on.cpu).iter().copied().filter(|shape| shape.fits(on, pass, d)) {
-                    for causal in [false, true] {
-                        variant::<AttentionParams>(out, &COOP, shape.defs(on, pass, d, causal))?;
-                    }
-                }
-            }
+pub(super) fn variants(out: &mut Vec<Variant>) {
+    for (on, d, pass, causal) in iproduct!(Matrices::KINDS, [40, 80, 160, 64, 5], PASSES, BOTH) {
+        for shape in shapes(on.side, on.cpu).iter().filter(|shape| shape.fits(on, pass, d)) {
+            variant::<AttentionParams>(out, &COOP, shape.defs(on, pass, d, causal));
         }
     }
-    Ok(())
 }

@@ -1,12 +1,13 @@
 //! Attention of one wide head, the VAE's, forward alone: two GEMMs with the scores between them in memory. Flash attention
 //! has to share such a head among invocations, each of which computes all of its scores again.
 
+use itertools::iproduct;
 use strata_engine::{DType, Launch, Result, Shader, Tensor, params};
 
 use super::AttentionParams;
 use crate::bodies::{Bodies, chosen};
 use crate::gemm::{Gemm, Layout};
-use crate::variants::{Defs, INDEX, REDUCE, ROW, Variant, variant};
+use crate::variants::{BODIES, Defs, FLOATS, INDEX, REDUCE, ROW, Variant, variant};
 
 static SOFTMAX: Shader = Shader {
     name: "attention_softmax",
@@ -65,11 +66,8 @@ fn defs(out: DType, bodies: Bodies) -> Defs {
     vec![("T", out.into()), ("LANE", bodies.lane().into()), ("WG", bodies.workgroup().into())]
 }
 
-pub(super) fn variants(out: &mut Vec<Variant>) -> Result<()> {
-    for bodies in [Bodies::Lane, Bodies::Tile] {
-        for dtype in [DType::F32, DType::F16] {
-            variant::<SoftmaxParams>(out, &SOFTMAX, defs(dtype, bodies))?;
-        }
+pub(super) fn variants(out: &mut Vec<Variant>) {
+    for (bodies, dtype) in iproduct!(BODIES, FLOATS) {
+        variant::<SoftmaxParams>(out, &SOFTMAX, defs(dtype, bodies));
     }
-    Ok(())
 }

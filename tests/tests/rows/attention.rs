@@ -85,7 +85,7 @@ fn attention_of_wide_heads() {
 #[test]
 fn attention_of_one_frozen_head() {
     hold([(2, [33, 9]), (1, [260, 16_500])].map(|(batch, tokens)| {
-        let mut row = row(batch, tokens, 1, 256, false);
+        let mut row = row(batch, tokens, 1, 128, false);
         row.name += ", frozen";
         row.inputs.iter_mut().for_each(|input| input.role = Role::Frozen);
         row

@@ -46,7 +46,7 @@ impl Branch {
         let (down, up) = (next(), next());
         let gate = match self.gate {
             GateKind::Scalar(factor) => Gate::Scalar(factor),
-            GateKind::Rows(_) => Gate::Rows(next()),
+            GateKind::Rows(_) => Gate::Rows(next().clone()),
         };
         Lora { down, up, scale: self.scale, gate }
     }
@@ -213,19 +213,13 @@ fn a_gate_of_zero_is_the_base_model() {
         let x = random(&gpu, "x", &[13, 20], dtype);
         let w = Weight::new(random(&gpu, "w", &[12, 20], dtype)).unwrap();
         let (down, up) = (random(&gpu, "down", &[4, 20], dtype), random(&gpu, "up", &[12, 4], dtype));
-        let run = |gates: &[Gate<'_>]| {
+        let run = |gates: &[Gate]| {
             let tape = tape();
             tape.track(&down);
             tape.track(&up);
-            let lora = |gate: &Gate<'static>| Lora { down: &down, up: &up, scale: 1.0, gate: *gate };
             let before = gpu.stats().launches;
-            let loras: Vec<Lora<'_>> = gates
-                .iter()
-                .map(|gate| match gate {
-                    Gate::Scalar(factor) => lora(&Gate::Scalar(*factor)),
-                    Gate::Rows(rows) => Lora { down: &down, up: &up, scale: 1.0, gate: Gate::Rows(rows) },
-                })
-                .collect();
+            let lora = |gate: &Gate| Lora { down: &down, up: &up, scale: 1.0, gate: gate.clone() };
+            let loras: Vec<Lora<'_>> = gates.iter().map(lora).collect();
             let y = linear(&tape, &x, &w, &LinearArgs { loras: &loras, ..LinearArgs::default() }).unwrap();
             (y.to_bytes().unwrap(), gpu.stats().launches - before, tape.len())
         };
@@ -237,7 +231,7 @@ fn a_gate_of_zero_is_the_base_model() {
         let mut gates = vec![0.0; 13];
         gates[5] = 1.0;
         let gates = Tensor::from_f32(&gpu, &gates, &[13], DType::F32).unwrap();
-        let (gated, bytes) = (run(&[Gate::Rows(&gates)]).0, 12 * dtype.bytes() as usize);
+        let (gated, bytes) = (run(&[Gate::Rows(gates)]).0, 12 * dtype.bytes() as usize);
         for (i, (a, b)) in gated.chunks_exact(bytes).zip(base.0.chunks_exact(bytes)).enumerate() {
             assert_eq!(a == b, i != 5, "row {i}, {setup:?}");
         }
