@@ -128,18 +128,25 @@ impl Clip {
         &self.config
     }
 
-    pub(crate) fn gpu(&self) -> &Gpu {
+    /// The GPU adapter that it is on.
+    pub fn gpu(&self) -> &Gpu {
         self.tokens.data().gpu()
     }
 
-    /// The states of tokens [B, T] (u32), after the final norm: [B, T, C]. `skip` leaves out that many of the last
-    /// layers: 0 is all of the model, 1 what many call "clip skip 2". An observer sees `hidden.0`, the embeddings, and
-    /// `hidden.i`, what comes out of layer i before the final norm.
+    /// The states of tokens [B, T] (u32): [`embed`](Self::embed), then [`encode`](Self::encode).
     ///
     /// # Errors
-    /// There are more tokens than positions, or fewer layers than `skip`; or the GPU fails.
+    /// As those.
     pub fn forward(&self, cx: &Cx<'_>, ids: &Tensor, skip: usize) -> Result<Tensor> {
-        let (positions, layers) = (self.config.max_position_embeddings, self.layers.len());
+        self.encode(cx, self.embed(ids)?, skip)
+    }
+
+    /// What tokens [B, T] (u32) begin as: word vector plus position vector, [B, T, C].
+    ///
+    /// # Errors
+    /// There are more tokens than positions, or the GPU fails.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let positions = self.config.max_position_embeddings;
         if !matches!(ids.shape(), [b, t] if *b > 0 && (1..=positions).contains(t))
             || ids.dtype() != DType::U32
         {
@@ -147,10 +154,29 @@ impl Clip {
                 format!("CLIP: got token ids {ids:?}; it needs u32 [B, T] with T from 1 to {positions}");
             return Err(Error::Input(message));
         }
+        Ok(embedding(ids, self.tokens.data(), self.positions.data())?)
+    }
+
+    /// The vectors that are added by position, row-major [positions, C]. Waits for the GPU.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn position_vectors(&self) -> Result<Vec<f32>> {
+        Ok(self.positions.data().to_f32()?)
+    }
+
+    /// The states of embedded tokens, after the final norm: [B, T, C]. `skip` leaves out that many of the last layers: 0 is
+    /// all of the model, 1 what many call "clip skip 2". An observer sees `hidden.0`, the embeddings, and `hidden.i`, what
+    /// comes out of layer i before the final norm. The tape may track the embeddings.
+    ///
+    /// # Errors
+    /// There are fewer layers than `skip`, or the GPU fails.
+    pub fn encode(&self, cx: &Cx<'_>, embedded: Tensor, skip: usize) -> Result<Tensor> {
+        let layers = self.layers.len();
         let Some(used) = layers.checked_sub(skip) else {
             return Err(Error::Input(format!("CLIP: cannot skip {skip} layers of {layers}")));
         };
-        let mut h = embedding(ids, self.tokens.data(), self.positions.data())?;
+        let mut h = embedded;
         cx.tap("hidden.0", &h);
         for (i, layer) in self.layers[..used].iter().enumerate() {
             h = layer.forward(cx, &h, &self.config)?;

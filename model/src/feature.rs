@@ -99,14 +99,18 @@ impl Wording {
         if let Some(i) = features.iter().position(|feature| waits(feature) && feature.tags.is_empty()) {
             return Err(Error::Lora(format!("feature number {i} waits for its tags, but has none")));
         }
-        let read = |texts: &[&str], heard: &dyn Fn(&Feature) -> bool| -> Result<Vec<Prompt>> {
-            let features = features.iter().enumerate().filter(|(_, feature)| heard(feature));
-            let tags: Vec<(usize, &Tag)> =
-                features.flat_map(|(i, feature)| feature.tags.iter().map(move |tag| (i, tag))).collect();
+        // a feature that is always on hears no tags, but other programs read their word vectors wherever they are written
+        let heard = |feature: &Feature, tag: &Tag| waits(feature) || tag.key().is_some();
+        let read = |texts: &[&str], of: &dyn Fn(&Feature) -> bool| -> Result<Vec<Prompt>> {
+            let features = features.iter().enumerate().filter(|(_, feature)| of(feature));
+            let tags = features.flat_map(|(i, feature)| {
+                feature.tags.iter().filter(|tag| heard(feature, tag)).map(move |tag| (i, tag))
+            });
+            let tags: Vec<(usize, &Tag)> = tags.collect();
             texts.iter().map(|text| Prompt::read(tokenizer, text, &tags, Reading::Weighted)).collect()
         };
-        let mut wanted = read(wanted, &waits)?;
-        let mut unwanted = read(unwanted, &|feature| waits(feature) && feature.uncond)?;
+        let mut wanted = read(wanted, &|_| true)?;
+        let mut unwanted = read(unwanted, &|feature| !waits(feature) || feature.uncond)?;
         let chunks = wanted.iter().chain(&unwanted).map(Prompt::chunks).max().unwrap_or(1);
         wanted.iter_mut().chain(&mut unwanted).for_each(|prompt| prompt.pad(tokenizer, chunks));
         Ok(Self { wanted, unwanted })

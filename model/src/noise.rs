@@ -40,6 +40,8 @@ pub enum Stream {
     Preserve = 11,
     /// The seed of a feature.
     Feature = 12,
+    /// The first vectors of a key, and the captions of each step of its search.
+    Key = 13,
 }
 
 /// Independent bits for each (seed, stream, step, sample).

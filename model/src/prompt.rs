@@ -5,13 +5,16 @@
 //! `(hat_(a):1.2)` is `hat_(a)` × 1.2. What a weight does: a feature's tag passes it on to the feature's gate; of all
 //! other text the token states are multiplied, and then the chunk as a whole so that its mean is what it was.
 //!
+//! A tag with a [`Key`] takes as many tokens as the key has vectors, which stand in their place whatever their ids are.
+//!
 //! CLIP takes 75 tokens at a time. Longer prompts are cut into chunks, each with a BOS and an EOS of its own, whose
 //! states come one after the other. No cut goes through a tag.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::trigger::{find, joined, tokens};
-use crate::{ClipTokenizer, Error, Found, Result, Tag};
+use crate::{ClipTokenizer, Error, Found, Key, Result, Tag};
 
 mod weights;
 
@@ -36,6 +39,8 @@ pub struct Prompt {
     /// Length of a chunk with BOS and EOS.
     chunk: usize,
     mentions: Vec<Mention>,
+    /// Where the tokens of keys begin.
+    keys: Vec<(usize, Arc<Key>)>,
 }
 
 /// A tag in a prompt.
@@ -70,7 +75,7 @@ impl Prompt {
         tags: &[(usize, &Tag)],
         reading: Reading,
     ) -> Result<Self> {
-        let (mut ids, mut weights, mut mentions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut weights, mut mentions, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let only = || tags.iter().map(|(_, tag)| *tag);
         let plain = find(tokenizer, text, only())?;
         let spans = match reading {
@@ -87,13 +92,14 @@ impl Prompt {
                 here.dedup();
             }
             let tokens = tokens(tokenizer, &span.text, here.iter().map(|found| &found.bytes))?;
-            let (start, weight) = (ids.len(), span.weight as f32);
-            ids.extend(tokens.iter().map(|(id, _)| *id));
+            let places: Vec<Range<usize>> = here.iter().map(|found| within(&tokens, &found.bytes)).collect();
+            let keyed = here.iter().zip(&places);
+            let keyed = keyed.filter_map(|(found, place)| Some((place.clone(), tags[found.tag].1.key()?)));
+            let moved = swap_keys(&tokens, keyed, &mut ids, &mut keys);
+            let weight = span.weight as f32;
             weights.resize(ids.len(), weight);
-            for Found { tag, bytes } in here {
-                let first = tokens.partition_point(|(_, token)| token.end <= bytes.start);
-                let end = tokens.partition_point(|(_, token)| token.start < bytes.end);
-                let (tokens, bytes) = (start + first..start + end, span.bytes(&bytes));
+            for (Found { tag, bytes }, place) in here.into_iter().zip(places) {
+                let (tokens, bytes) = (moved[place.start]..moved[place.end], span.bytes(&bytes));
                 weights[tokens.clone()].fill(1.0);
                 let own_brackets = reading == Reading::Weighted
                     && plain.contains(&Found { tag, bytes: bytes.clone() })
@@ -103,7 +109,7 @@ impl Prompt {
             }
         }
         mentions.sort_by_key(|mention| mention.tokens.start);
-        Self::in_chunks(tokenizer, &ids, &weights, &mentions)
+        Self::in_chunks(tokenizer, &ids, &weights, &mentions, &keys)
     }
 
     /// Cuts ids without BOS and EOS, with their weights and tags, into chunks.
@@ -112,15 +118,19 @@ impl Prompt {
         ids: &[u32],
         weights: &[f32],
         mentions: &[Mention],
+        keys: &[(usize, Arc<Key>)],
     ) -> Result<Self> {
         let chunk = tokenizer.max_length();
-        let mut prompt = Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new() };
+        let mut prompt =
+            Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new(), keys: Vec::new() };
         for part in cut(ids.len(), chunk - 2, mentions)? {
             let first = prompt.ids.len() + 1;
             prompt.ids.extend(tokenizer.wrap(&ids[part.clone()]));
             prompt.weights.resize(prompt.ids.len(), 1.0);
             prompt.weights[first..][..part.len()].copy_from_slice(&weights[part.clone()]);
             let here = mentions.iter().filter(|mention| part.contains(&mention.tokens.start));
+            let inside = keys.iter().filter(|(at, _)| part.contains(at));
+            prompt.keys.extend(inside.map(|(at, key)| (at - part.start + first, key.clone())));
             let chunk_end = prompt.ids.len();
             prompt.mentions.extend(here.map(|mention| {
                 let Range { start, end } = mention.tokens;
@@ -151,6 +161,11 @@ impl Prompt {
         &self.mentions
     }
 
+    /// Where the vectors of keys begin, each for as many tokens as it has.
+    pub(crate) fn keys(&self) -> &[(usize, Arc<Key>)] {
+        &self.keys
+    }
+
     /// Adds empty chunks until there are so many.
     pub fn pad(&mut self, tokenizer: &ClipTokenizer, chunks: usize) {
         while self.chunks() < chunks {
@@ -158,6 +173,41 @@ impl Prompt {
         }
         self.weights.resize(self.ids.len(), 1.0);
     }
+}
+
+/// The tokens that stand for some bytes of the text.
+fn within(tokens: &[(u32, Range<usize>)], bytes: &Range<usize>) -> Range<usize> {
+    let first = tokens.partition_point(|(_, token)| token.end <= bytes.start);
+    first..tokens.partition_point(|(_, token)| token.start < bytes.end)
+}
+
+/// Adds tokens to `ids`, and in place of those of keyed tags as many as their keys have vectors. Where tags overlap, the first
+/// has the place. Returns where each token, and the end, then is.
+fn swap_keys<'a>(
+    tokens: &[(u32, Range<usize>)],
+    keyed: impl Iterator<Item = (Range<usize>, &'a Arc<Key>)>,
+    ids: &mut Vec<u32>,
+    keys: &mut Vec<(usize, Arc<Key>)>,
+) -> Vec<usize> {
+    let mut moved = Vec::with_capacity(tokens.len() + 1);
+    let keep = |upto: usize, moved: &mut Vec<usize>, ids: &mut Vec<u32>| {
+        for (id, _) in &tokens[moved.len()..upto] {
+            moved.push(ids.len());
+            ids.push(*id);
+        }
+    };
+    for (place, key) in keyed {
+        if place.start < moved.len() || place.is_empty() {
+            continue;
+        }
+        keep(place.start, &mut moved, ids);
+        moved.resize(place.end, ids.len());
+        keys.push((ids.len(), key.clone()));
+        ids.resize(ids.len() + key.count(), tokens[place.start].0);
+    }
+    keep(tokens.len(), &mut moved, ids);
+    moved.push(ids.len());
+    moved
 }
 
 /// Parts of at most `most` out of `count` tokens, cut before a tag rather than through it. At least one part.

@@ -81,7 +81,8 @@ impl TextEncoder {
         let (chunk, gpu) = (self.tokenizer.max_length(), self.clip.gpu());
         let ids: Vec<u32> = prompts.iter().flat_map(Prompt::ids).copied().collect();
         let ids = Tensor::from_u32(gpu, &ids, &[ids.len() / chunk, chunk])?;
-        let states = self.clip.forward(&Cx::new(&Tape::off()), &ids, skip)?;
+        let embedded = self.with_keys(self.clip.embed(&ids)?, prompts)?;
+        let states = self.clip.encode(&Cx::new(&Tape::off()), embedded, skip)?;
         let channels = states.last();
         let states = states.reshape(&[prompts.len(), tokens, channels])?;
         let weights: Vec<f32> = prompts.iter().flat_map(Prompt::weights).copied().collect();
@@ -93,6 +94,33 @@ impl TextEncoder {
             emphasise(values, weights);
         }
         Conditioning::upload(gpu, &values, states.shape(), states.dtype())
+    }
+
+    /// The embeddings of prompts, with the vectors of keys where those stand.
+    fn with_keys(&self, embedded: Tensor, prompts: &[Prompt]) -> Result<Tensor> {
+        if prompts.iter().all(|prompt| prompt.keys().is_empty()) {
+            return Ok(embedded);
+        }
+        let (chunk, channels) = (self.tokenizer.max_length(), embedded.last());
+        let (mut values, positions) = (embedded.to_f32()?, self.clip.position_vectors()?);
+        for (prompt, values) in prompts.iter().zip(values.chunks_exact_mut(prompts[0].ids().len() * channels))
+        {
+            for (at, key) in prompt.keys() {
+                if key.channels() != channels {
+                    let of_key = key.channels();
+                    return Err(Error::Lora(format!(
+                        "a tag's word vectors have {of_key} channels, those of this model {channels}; they are of another \
+                         kind of Stable Diffusion"
+                    )));
+                }
+                let place = &mut values[at * channels..][..key.vectors().len()];
+                let positions = &positions[at % chunk * channels..];
+                for ((value, vector), position) in place.iter_mut().zip(key.vectors()).zip(positions) {
+                    *value = vector + position;
+                }
+            }
+        }
+        Ok(Tensor::from_f32(embedded.gpu(), &values, embedded.shape(), embedded.dtype())?)
     }
 }
 

@@ -17,20 +17,22 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use tokenizers::{NormalizedString, normalizer};
 use unicode_script::{Script, UnicodeScript};
 use unicode_segmentation::{GraphemeCursor, UnicodeSegmentation};
 
-use crate::{ClipTokenizer, Error, Result};
+use crate::{ClipTokenizer, Error, Key, Result};
 
 /// A word, or some words, that switch a feature on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Tag {
     text: String,
     /// As the text encoder reads it.
     folded: String,
     ids: Vec<u32>,
+    key: Option<Arc<Key>>,
 }
 
 /// A tag in a text.
@@ -84,7 +86,32 @@ impl Tag {
                 "the tag {text:?} begins or ends with a mark that joins what is beside it, even a space; leave it out"
             ));
         }
-        Ok(Self { text, folded, ids })
+        Ok(Self { text, folded, ids, key: None })
+    }
+
+    /// The same with word vectors of its own.
+    #[must_use]
+    pub fn with_key(self, key: Arc<Key>) -> Self {
+        Self { key: Some(key), ..self }
+    }
+
+    /// Tags as a LoRA file names them, with the keys that it has for them.
+    ///
+    /// # Errors
+    /// [`Tag::new`]'s.
+    pub fn all(
+        tokenizer: &ClipTokenizer,
+        texts: &[String],
+        mut keys: BTreeMap<String, Key>,
+    ) -> Result<Vec<Self>> {
+        let tag = |text: &String| {
+            let tag = Self::new(tokenizer, text)?;
+            Ok(match keys.remove(tag.text()) {
+                Some(key) => tag.with_key(Arc::new(key)),
+                None => tag,
+            })
+        };
+        texts.iter().map(tag).collect()
     }
 
     /// As it is written.
@@ -92,9 +119,14 @@ impl Tag {
         &self.text
     }
 
-    /// Its token ids.
+    /// Its token ids, without a key.
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+
+    /// The word vectors that stand for it, where it has some of its own.
+    pub fn key(&self) -> Option<&Arc<Key>> {
+        self.key.as_ref()
     }
 }
 

@@ -11,6 +11,7 @@ mod frozen;
 mod gates;
 mod goldens;
 mod harness_bites;
+mod keys;
 mod lint;
 mod probe;
 mod rows;

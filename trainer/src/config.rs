@@ -7,6 +7,7 @@
 pub(crate) mod check;
 mod dataset;
 mod feature;
+mod key;
 mod lora;
 pub(crate) mod parse;
 mod preserve;
@@ -19,6 +20,7 @@ pub(crate) mod value;
 
 pub use dataset::{DatasetConfig, Resolution};
 pub use feature::FeatureConfig;
+pub use key::KeyConfig;
 pub use lora::LoraRule;
 pub use preserve::{PreserveConfig, PreservePrompt};
 pub use run::{Config, Order};

@@ -1,4 +1,5 @@
 //! What keeps a feature from being heard where its tag is not.
 
+pub(crate) mod key;
 pub(crate) mod preserve;
 pub mod silence;

@@ -24,8 +24,8 @@ pub mod noise;
 mod training;
 
 pub use config::{
-    Bank, Config, DatasetConfig, FeatureConfig, LoraRule, Order, PreserveConfig, PreservePrompt, Resolution,
-    SilenceConfig, TrainConfig,
+    Bank, Config, DatasetConfig, FeatureConfig, KeyConfig, LoraRule, Order, PreserveConfig, PreservePrompt,
+    Resolution, SilenceConfig, TrainConfig,
 };
 pub use data::dataset::{Dataset, LeftOut, PICTURE_EXTENSIONS, Picture, Why, mirror};
 pub use data::latents::{Latents, Posterior};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
-use strata_model::{GateMode, LoraSet, Pipeline, Tag};
+use strata_model::{GateMode, LoraSet, Pipeline, Tag, keys_of};
 use strata_trainer::Resolution;
 use strata_trainer::probe::{
     Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts,
@@ -116,12 +116,9 @@ impl Probe {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
-            let tags = lora
-                .tags
-                .iter()
-                .map(|tag| Tag::new(pipeline.text.tokenizer(), tag))
-                .collect::<Result<_, _>>();
-            let (tags, name) = (tags.with_context(context)?, name.clone());
+            let keys = keys_of(&lora.file.metadata).with_context(context)?;
+            let tags = Tag::all(pipeline.text.tokenizer(), &lora.tags, keys).with_context(context)?;
+            let name = name.clone();
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }
         let states = |prompt: &_| Ok(pipeline.text.encode(std::slice::from_ref(prompt), 0)?.states);

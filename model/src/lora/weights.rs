@@ -7,7 +7,7 @@ use std::path::Path;
 use strata_engine::DType;
 
 use crate::formats::kohya;
-use crate::{Error, Result};
+use crate::{Error, Result, note_keys};
 
 /// The part of a model that a module belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,12 +112,14 @@ impl LoraWeights {
         let dtype = if all_half { DType::F16 } else { DType::F32 };
         let mut metadata = all.first().map_or_else(BTreeMap::new, |one| one.metadata.clone());
         metadata.retain(|key, value| all.iter().all(|one| one.metadata.get(key) == Some(value)));
-        let mut tags = Vec::new();
+        let (mut tags, mut keys) = (Vec::new(), BTreeMap::new());
         for one in all {
             tags.extend(crate::trigger::tags_of(&one.metadata)?);
+            keys.extend(crate::keys_of(&one.metadata)?);
         }
         metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
         metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
+        note_keys(&mut metadata, &keys);
         Ok(Self { modules, dtype, metadata })
     }
 }

@@ -24,7 +24,7 @@ section! {
         /// portraits-frontier): the most directions for which both features keep their loss within 15 % of a plain
         /// LoRA's. They silence the empty prompt by a factor of 46 and more. Those after them cost learning and do not
         /// lessen the leak: they hold more of what prompts with the tag say than of what other prompts do.
-        rank: usize = 2, "directions of ordinary text to be deaf to; more costs learning",
+        rank: usize = 2, "directions of ordinary text to be deaf to; more costs learning; with a key, key.rank counts",
             check within(0, MAX_RANK);
         /// Also keep it free of what earlier features read. Default `false`.
         disjoint: bool = false, "also deaf to what earlier features hear";

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use strata_model::{ClipTokenizer, Tag, find, swap};
+use strata_model::{ClipTokenizer, Key, Tag, find, swap};
 
 use crate::Result;
 
@@ -21,6 +21,12 @@ impl Tags {
     pub fn new(tokenizer: &Arc<ClipTokenizer>, tags: &[String]) -> Result<Self> {
         let tags = tags.iter().map(|tag| Tag::new(tokenizer, tag)).collect::<Result<_, _>>()?;
         Ok(Self { tokenizer: tokenizer.clone(), tags })
+    }
+
+    /// The same, each with these word vectors.
+    pub(crate) fn with_key(&self, key: &Arc<Key>) -> Self {
+        let tags = self.tags.iter().map(|tag| tag.clone().with_key(key.clone())).collect();
+        Self { tags, ..self.clone() }
     }
 
     /// Each of them.

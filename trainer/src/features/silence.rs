@@ -23,6 +23,7 @@ use crate::{Error, Result};
 
 pub use bank::{default_bank, read_bank};
 pub use basis::Basis;
+pub(crate) use basis::principal;
 pub use delta::{Delta, deltas};
 pub(crate) use states::PROMPTS_AT_ONCE;
 pub use states::States;

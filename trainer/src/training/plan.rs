@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use strata_model::{Checkpoint, LoraWeights, Match, Rule, Selection};
 
-use crate::config::{FeatureConfig, Order};
+use crate::config::{FeatureConfig, Order, SilenceConfig};
 use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
 use crate::inspection::lint::caption_errors;
@@ -20,7 +20,7 @@ pub(crate) struct Plan {
     pub dataset: Dataset,
     pub matches: Vec<Match>,
     pub preservation: Preservation,
-    /// What the feature must be deaf to; empty without silence.
+    /// What the feature must be deaf to; empty without silence and key.
     pub silent: Vec<String>,
     /// What must be equal for its file to be the one that this run would write.
     pub fingerprint: String,
@@ -47,11 +47,11 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
     }
     let tokenizer = Arc::new(checkpoint.tokenizer()?);
     let model = checkpoint.digest()?;
+    let datasets = features.iter().map(|f| Dataset::open(&f.dataset)).collect::<Result<Vec<_>>>()?;
     let mut plans: Vec<Plan> = Vec::new();
-    for feature in &features {
-        let dataset = Dataset::open(&feature.dataset)?;
+    for (i, (feature, dataset)) in features.iter().zip(&datasets).enumerate() {
         let tags = Tags::new(&tokenizer, &feature.tags)?;
-        check_captions(feature, &tags, &dataset)?;
+        check_captions(feature, &tags, dataset)?;
         let matches = select(checkpoint, feature)?;
         let captions: Vec<&str> = dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
         let others: Vec<&FeatureConfig> = features.iter().filter(|f| f.name != feature.name).collect();
@@ -62,16 +62,20 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
             true => plans.iter().map(|plan| plan.fingerprint.as_str()).collect(),
             false => Vec::new(),
         };
-        let silent = silent_prompts(feature, &tags, &dataset, &others)?;
-        let prompts: Vec<&String> = preservation.all().chain(&silent).collect();
-        let fingerprint = fingerprint(config, feature, &dataset, &prompts, &before, &model)?;
+        let silent = silent_prompts(feature, &tags, dataset, &others)?;
+        // a key keeps off the others, which are found from their captions
+        let keyed = |(j, other): &(usize, &FeatureConfig)| *j != i && other.key.is_some();
+        let keyed = features.iter().enumerate().filter(keyed).filter(|_| feature.key.is_some());
+        let theirs = keyed.flat_map(|(j, _)| datasets[j].pictures()).map(|picture| &picture.caption);
+        let prompts: Vec<&String> = preservation.all().chain(&silent).chain(theirs).collect();
+        let fingerprint = fingerprint(config, feature, dataset, &prompts, &before, &model)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);
         plans.push(Plan {
             feature: feature.clone(),
             tags,
-            dataset,
+            dataset: dataset.clone(),
             matches,
             preservation,
             silent,
@@ -120,8 +124,11 @@ fn silent_prompts(
     dataset: &Dataset,
     others: &[&FeatureConfig],
 ) -> Result<Vec<String>> {
-    let Some(silence) = &feature.silence else { return Ok(Vec::new()) };
-    let mut prompts = silence.bank_file().map_or_else(|| Ok(default_bank()), read_bank)?;
+    if feature.silence.is_none() && feature.key.is_none() {
+        return Ok(Vec::new());
+    }
+    let bank = feature.silence.as_ref().and_then(SilenceConfig::bank_file);
+    let mut prompts = bank.map_or_else(|| Ok(default_bank()), read_bank)?;
     let class = std::iter::once(&feature.class).filter(|class| !class.is_empty());
     let theirs = others.iter().flat_map(|other| &other.tags);
     let stand_ins: Vec<&str> = std::iter::once("").chain(class.chain(theirs).map(String::as_str)).collect();

@@ -1,9 +1,10 @@
 //! One feature being trained.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use strata_engine::DType;
-use strata_model::{LoraSet, Unet};
+use strata_model::{Key, LoraSet, Unet, note_keys};
 
 use crate::features::silence::Silence;
 use crate::training::learner::Learner;
@@ -210,8 +211,15 @@ impl<'a> Pupil<'a> {
         let prediction = schedule.prediction_type();
         let mut strings =
             metadata(config, feature, checkpoint.family(), prediction, &self.lora, pictures, self.taken);
+        let keys =
+            self.plan.tags.iter().filter_map(|tag| Some((tag.text().to_owned(), Key::clone(tag.key()?))));
+        let keys: BTreeMap<String, Key> = keys.collect();
+        note_keys(&mut strings, &keys);
         if done && !feature.name.is_empty() {
             strings.insert("strata_run".into(), self.plan.fingerprint.clone());
+            for (tag, key) in &keys {
+                key.write(tag, &embedding(path, tag)?)?;
+            }
         }
         Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
     }
@@ -220,6 +228,15 @@ impl<'a> Pupil<'a> {
     fn numbered(&self) -> PathBuf {
         numbered(self.plan.feature.file(), self.taken)
     }
+}
+
+/// `embeddings/TAG.safetensors` beside a LoRA, a folder named as that of A1111 and ComfyUI, where the name of the file is the
+/// word that prompts use.
+fn embedding(lora: &Path, tag: &str) -> Result<PathBuf> {
+    let folder = lora.with_file_name("embeddings");
+    std::fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
+    let allowed = |c: char| if c.is_control() || r#"/\:*?"<>|"#.contains(c) { '_' } else { c };
+    Ok(folder.join(format!("{}.safetensors", tag.chars().map(allowed).collect::<String>())))
 }
 
 fn numbered(output: &Path, step: u64) -> PathBuf {

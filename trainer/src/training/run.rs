@@ -9,13 +9,15 @@ use std::time::Instant;
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, note, saved, waiting};
 use strata_model::{
-    Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, Unet, check_room, lock,
+    Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, TextEncoder, Unet, check_room,
+    keys_of, lock,
 };
 
 use crate::config::Order;
 use crate::data::latents::Latents;
 use crate::data::texts::Texts;
-use crate::features::silence::{Basis, Silence, basis};
+use crate::features::key;
+use crate::features::silence::{Basis, Silence, basis, reads_text};
 use crate::inspection::probe::Script;
 use crate::training::learner::Learner;
 use crate::training::log::Logs;
@@ -67,7 +69,7 @@ impl Interrupt {
 /// What the config asks for is impossible, a file cannot be read or written, the training diverges, the GPU fails, or the
 /// end was asked for. What was learned until then is written all the same, and [`Error::Unfinished`] says where.
 pub fn run(gpu: &Gpu, config: &Config, only: Option<&str>, interrupt: &Interrupt) -> Result<Summary> {
-    let run = Run::open(gpu, config, only)?;
+    let mut run = Run::open(gpu, config, only)?;
     run.notes()?.iter().for_each(|text| note(text));
     let _locks = run.make_room()?;
     let before = |plan: &Plan| Outcome::before(plan, config.steps_of(&plan.feature));
@@ -145,6 +147,20 @@ fn too_wide(matches: &[Match]) -> Option<String> {
     ))
 }
 
+/// Layers of a keyed feature that read the picture: no key reaches them.
+fn not_keyed(plan: &Plan) -> Option<String> {
+    plan.feature.key.as_ref()?;
+    let all = plan.matches.len();
+    let deaf = plan.matches.iter().filter(|m| !reads_text(&m.layer.path)).count();
+    (deaf > 0).then(|| {
+        format!(
+            "{}: {deaf} of {all} layers read the picture, not the text, so its key does not keep them silent; in other programs \
+             they are always on, and Strata's gate alone turns them off",
+            plan.feature.name
+        )
+    })
+}
+
 /// What all pupils of a run share.
 pub(crate) struct Run<'a> {
     pub gpu: &'a Gpu,
@@ -193,6 +209,7 @@ impl<'a> Run<'a> {
         for plan in self.plans.iter().filter(|plan| plan.due) {
             notes.push(plan.dataset.summary());
             notes.extend(too_wide(&plan.matches));
+            notes.extend(not_keyed(plan));
         }
         Ok(notes)
     }
@@ -235,12 +252,13 @@ impl<'a> Run<'a> {
     }
 
     /// Runs text encoder and VAE once over all that is due.
-    fn prepare(&self) -> Result<Materials> {
+    fn prepare(&mut self) -> Result<Materials> {
         let reading = waiting("reading text encoder and VAE");
         // in f32 whatever the run's number format is: they run once, and some VAEs overflow f16
         let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
         let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
         drop(reading);
+        let mut keyed = self.find_keys(&text)?;
         let tags = self.tags();
         let (mut wanted, mut features) = (BTreeSet::new(), BTreeMap::new());
         for class in self.classes() {
@@ -251,14 +269,55 @@ impl<'a> Run<'a> {
                 wanted.extend(plan.texts());
                 let latents = Latents::encode(self.gpu, &vae, &plan.dataset, plan.feature.dataset.flip)?;
                 let silence = plan.feature.silence.as_ref();
-                let basis =
-                    silence.map(|silence| basis(&text, &plan.silent, &tags, silence.rank)).transpose()?;
+                let basis = match keyed.remove(&i) {
+                    Some(basis) => Some(basis),
+                    None => {
+                        silence.map(|silence| basis(&text, &plan.silent, &tags, silence.rank)).transpose()?
+                    }
+                };
                 let probed = self.config.train.probe_every > 0;
                 let script = probed.then(|| script(&text, &attached)).transpose()?;
                 features.insert(i, Material { latents, basis, script });
             }
         }
         Ok(Materials { texts: Texts::encode(&text, &wanted, &tags)?, features, blank: false })
+    }
+
+    /// Finds the keys of features that want one and are due, in their order, each off those before it; of those that are done,
+    /// reads them. From then on all texts read the tags so. Returns what each LoRA has to be deaf to: ordinary text, and the
+    /// keys of all other features.
+    fn find_keys(&mut self, text: &TextEncoder) -> Result<BTreeMap<usize, Basis>> {
+        let mut bases: BTreeMap<usize, Basis> = BTreeMap::new();
+        let mut spans: Vec<(usize, Vec<f32>)> = Vec::new();
+        for i in 0..self.plans.len() {
+            let plan = &self.plans[i];
+            let (Some(config), Some(tag)) = (&plan.feature.key, plan.tags.iter().next()) else { continue };
+            let captions: Vec<&str> = plan.dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
+            let ordinary = key::Ordinary::collect(text, &plan.silent)?;
+            let mut basis = ordinary.basis(config.rank)?;
+            for (_, span) in &spans {
+                basis = basis.off(span)?;
+            }
+            let key = if plan.due {
+                let seed = noise::feature_seed(self.config.seed, &plan.feature.name);
+                let found = key::search(text, config, &ordinary, &basis, tag, &captions, seed)?;
+                note(&found.summary(&plan.feature.name));
+                found.key
+            } else {
+                let Ok(file) = LoraWeights::read(plan.feature.file()) else { continue };
+                let Some(key) = keys_of(&file.metadata)?.remove(tag.text()) else { continue };
+                Arc::new(key)
+            };
+            spans.push((i, key::span(text, &basis, &tag.clone().with_key(key.clone()), &captions)?));
+            bases.insert(i, basis);
+            self.plans[i].tags = plan.tags.with_key(&key);
+        }
+        for (i, basis) in &mut bases {
+            for (_, span) in spans.iter().filter(|(later, _)| later > i) {
+                *basis = basis.off(span)?;
+            }
+        }
+        Ok(bases)
     }
 
     /// Claims the files that will be written, makes their folders, and tries whether there is room.
@@ -313,13 +372,10 @@ impl<'a> Run<'a> {
             let (i, number) = (class[place], frozen.len() + place);
             let (plan, material) = (&self.plans[i], &materials.features[&i]);
             let learner = Learner::new(&lora, number, self.dtype, &self.config.train)?;
-            let silence = match (&plan.feature.silence, &material.basis) {
-                (Some(config), Some(basis)) => {
-                    let disjoint: Vec<&LoraSet> = frozen.iter().filter(|_| config.disjoint).collect();
-                    Some(Silence::new(basis, &lora, &disjoint)?)
-                }
-                _ => None,
-            };
+            let disjoint = plan.feature.silence.as_ref().is_some_and(|silence| silence.disjoint);
+            let disjoint: Vec<&LoraSet> = frozen.iter().filter(|_| disjoint).collect();
+            let silence =
+                material.basis.as_ref().map(|basis| Silence::new(basis, &lora, &disjoint)).transpose()?;
             let watch = match &material.script {
                 Some(script) => Some(self.watch(script, number, &material.latents, unet)?),
                 None => None,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use strata_engine::{DType, Gpu};
-use strata_model::{GateMode, NoiseSchedule, Prompt, Tag, TextEncoder, Unet};
+use strata_model::{GateMode, NoiseSchedule, Prompt, TextEncoder, Unet};
 
 use crate::data::latents::Latents;
 use crate::inspection::probe::{Draws, Probe, ProbeFeature, Script};
@@ -30,12 +30,12 @@ pub struct ProbeRecord {
 /// Prompts in text states, before the U-Net is there.
 pub(crate) fn script(text: &TextEncoder, plans: &[&Plan]) -> Result<Script> {
     let tokenizer = text.tokenizer();
-    let feature = |plan: &&Plan| -> Result<ProbeFeature> {
-        let tags = plan.feature.tags.iter().map(|tag| Tag::new(tokenizer, tag)).collect::<Result<_, _>>()?;
+    let feature = |plan: &&Plan| {
+        let tags = plan.tags.iter().cloned().collect();
         let class = Some(plan.feature.class.clone()).filter(|class| !class.is_empty());
-        Ok(ProbeFeature { name: plan.feature.name.clone(), tags, class, weight: 1.0 })
+        ProbeFeature { name: plan.feature.name.clone(), tags, class, weight: 1.0 }
     };
-    let features = plans.iter().map(feature).collect::<Result<_>>()?;
+    let features = plans.iter().map(feature).collect();
     let states = |prompt: &Prompt| Ok(text.encode(std::slice::from_ref(prompt), 0)?.states);
     Script::new(tokenizer, features, &[], states)
 }

@@ -1,17 +1,17 @@
 //! A LoRA to draw with: what the sampler is told of it, and what people are.
 
 use anyhow::Result;
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag};
+use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag, keys_of};
 
 use crate::commands::lora::Lora;
 
 impl Lora {
     /// What the sampler is told.
     pub fn feature(&self, tokenizer: &ClipTokenizer) -> Result<Feature> {
-        let tags = match self.gate {
-            GateMode::Always => Vec::new(),
-            _ => self.tags.iter().map(|tag| Tag::new(tokenizer, tag)).collect::<Result<_, _>>()?,
-        };
+        let mut tags = Tag::all(tokenizer, &self.tags, keys_of(&self.file.metadata)?)?;
+        if self.gate == GateMode::Always {
+            tags.retain(|tag| tag.key().is_some());
+        }
         let (region, uncond) = (self.region.clone(), self.uncond);
         Ok(Feature { tags, mode: self.gate, weight: self.weight, region, uncond })
     }

@@ -97,6 +97,35 @@ impl Basis {
         (basis.len() < self.channels).then(|| rounded(&basis))
     }
 
+    /// The share of the energy of other states, BOS left out, that lies outside the basis.
+    pub fn outside(&self, states: &States) -> f64 {
+        let u = self.matrix();
+        let within = (u.tr_mul(&(&u * &states.second))).trace();
+        1.0 - within / states.second.trace()
+    }
+
+    /// BOS and the first `rank` directions alone.
+    #[must_use]
+    pub fn first(&self, rank: usize) -> Self {
+        let rows = self.rows[..(rank.min(self.rank()) + 1) * self.channels].to_vec();
+        Self { rows, ..self.clone() }
+    }
+
+    /// The basis and these directions, row-major.
+    ///
+    /// # Errors
+    /// Together they are all that there is.
+    pub fn off(&self, directions: &[f32]) -> Result<Self> {
+        let rows = self.widened(directions).ok_or_else(|| {
+            Error::Silence(format!(
+                "the {} directions of ordinary text and the keys of other features leave none of {} channels; lower key.rank",
+                self.rank(),
+                self.channels
+            ))
+        })?;
+        Ok(Self { rows, ..self.clone() })
+    }
+
     /// [rank + 1, C].
     pub(super) fn matrix(&self) -> DMatrix<f64> {
         let rows = DMatrixView::from_slice(&self.rows, self.channels, self.rank() + 1);
@@ -114,7 +143,7 @@ fn without(m: &DMatrix<f64>, u: &DVector<f64>) -> DMatrix<f64> {
 }
 
 /// Eigenvalues, none below 0, and eigenvectors of a symmetric matrix, the largest first.
-fn principal(m: &DMatrix<f64>) -> Result<(Vec<f64>, DMatrix<f64>)> {
+pub(crate) fn principal(m: &DMatrix<f64>) -> Result<(Vec<f64>, DMatrix<f64>)> {
     // Most matrices need two or three sweeps per eigenvalue.
     let sweeps = 100 * m.nrows();
     let eigen = SymmetricEigen::try_new(m.clone(), f64::EPSILON, sweeps).ok_or_else(|| {

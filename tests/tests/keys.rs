@@ -1,0 +1,140 @@
+//! Keys: the gradient that finds them is PyTorch's, and with one a LoRA is silent wherever its file is used.
+
+use std::fs;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use strata_engine::{DType, Tensor};
+use strata_kernels::tape;
+use strata_model::{Cx, Key, LoraWeights, Reading, Tag, keys_of};
+use strata_tests::{Setup, gpu};
+use tempfile::tempdir;
+
+use crate::cli::{prints, text};
+use crate::support::{MODELS, checkpoint, golden, golden_tensors, refused};
+
+/// From CLIP's states back to what they begin as, which holds the word vectors.
+#[test]
+fn clips_gradient_is_pytorchs() {
+    for (setup, model) in [Setup::Lane, Setup::Tile].into_iter().flat_map(|s| MODELS.map(|m| (s, m))) {
+        let gpu = gpu(setup);
+        let encoder = checkpoint(model).text_encoder(&gpu, DType::F32).unwrap();
+        let bytes = fs::read(golden(model, "goldens.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let ids = file.tensor("clip.input_ids").unwrap();
+        let (shape, width) = (ids.shape().to_vec(), ids.data().len() / ids.shape().iter().product::<usize>());
+        let ids: Vec<u32> =
+            ids.data().chunks_exact(width).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect();
+        let mut goldens = golden_tensors(model, "goldens_clip.safetensors");
+        let (of, upstream) = goldens.remove("clip.grad_out").unwrap();
+        let wanted = goldens.remove("clip.grad_embedded").unwrap().1;
+        let embedded = encoder.clip().embed(&Tensor::from_u32(&gpu, &ids, &shape).unwrap()).unwrap();
+        let tape = tape();
+        tape.track(&embedded);
+        let states = encoder.clip().encode(&Cx::new(&tape), embedded.clone(), 0).unwrap();
+        let upstream = Tensor::from_f32(&gpu, &upstream, &of, DType::F32).unwrap();
+        let found = tape.backward(&states, upstream).unwrap().get(&embedded).unwrap().to_f32().unwrap();
+        let far: f64 = found.iter().zip(&wanted).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        let all: f64 = wanted.iter().map(|b| f64::from(*b).powi(2)).sum();
+        let error = (far / all).sqrt();
+        assert!(error <= 5e-5, "{model} {setup:?}: {error:e}");
+    }
+}
+
+/// A key of the vectors that the tag's own tokens have changes no state; another one does, from its place on.
+#[test]
+fn a_key_stands_where_its_tag_does() {
+    let gpu = gpu(Setup::Lane);
+    let encoder = checkpoint("sd15-tiny").text_encoder(&gpu, DType::F32).unwrap();
+    let tokenizer = encoder.tokenizer();
+    let tag = Tag::new(tokenizer, "qzx").unwrap();
+    let (n, positions) = (tag.ids().len(), encoder.clip().position_vectors().unwrap());
+    let channels = encoder.clip().config().hidden_size;
+    let own = Tensor::from_u32(&gpu, tag.ids(), &[1, n]).unwrap();
+    let own = encoder.clip().embed(&own).unwrap().to_f32().unwrap();
+    let vectors: Vec<f32> = own.iter().zip(&positions).map(|(e, p)| e - p).collect();
+    let states = |tag: &Tag, prompt: &str| {
+        let prompts = encoder.read(&[prompt], Reading::Literal, &[(0, tag)]).unwrap();
+        let mention = prompts[0].mentions()[0].tokens.clone();
+        (mention, encoder.encode(&prompts, 0).unwrap().states.to_f32().unwrap())
+    };
+    let keyed = |vectors: Vec<f32>| tag.clone().with_key(Key::new(vectors, channels).unwrap().into());
+    for prompt in ["qzx", "a man, QZX, smiling", &format!("{} qzx, a hat", "word ".repeat(74))] {
+        let (place, plain) = states(&tag, prompt);
+        assert_eq!(place.len(), n);
+        let (same_place, same) = states(&keyed(vectors.clone()), prompt);
+        assert_eq!(place, same_place);
+        let far = plain.iter().zip(&same).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 1e-4, "{prompt}: {far}");
+        // one vector more moves what follows by a token
+        let (longer, other) = states(&keyed([&vectors[..], &[1.0].repeat(channels)].concat()), prompt);
+        assert_eq!(longer, place.start..place.end + 1);
+        let upto = place.end * channels;
+        assert_eq!(same[..upto], other[..upto]);
+        assert_ne!(same[upto..], other[upto..]);
+    }
+    let narrow = tag.clone().with_key(Key::new(vec![0.0; 3], 3).unwrap().into());
+    let prompts = encoder.read(&["qzx"], Reading::Literal, &[(0, &narrow)]).unwrap();
+    refused(encoder.encode(&prompts, 0), &["3 channels"]);
+}
+
+const LAYERS: &str = "\"**.attn2.to_k, **.attn2.to_v\"";
+
+/// Two keyed features by the program, always on as in other programs: they hardly move pictures without their tags.
+#[test]
+fn keyed_features_are_silent_in_every_program() {
+    let folder = tempdir().unwrap();
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let config = fs::read_to_string(repo.join("examples/portraits.toml")).unwrap();
+    let config = config
+        .replace("../demo/model", text(&repo.join("demo/model")))
+        .replace("../target/portraits/", "")
+        .replace("folder = \"portraits/", &format!("folder = \"{}/", text(&repo.join("examples/portraits"))))
+        .replace("\"cross-attn\"", LAYERS)
+        .replace("\"self-attn\"", LAYERS)
+        .replace("[feature.preserve]", "[feature.key]\nsteps = 80")
+        .replace("steps = 120", "steps = 16")
+        .replace("lr = 4e-3", "lr = 1e-2");
+    let path = folder.path().join("run.toml");
+    fs::write(&path, config).unwrap();
+    prints(&["train", text(&path), "--json"]);
+    let file = |name: &str| folder.path().join(name);
+    let keys = keys_of(&LoraWeights::read(&file("portraits.safetensors")).unwrap().metadata).unwrap();
+    assert_eq!(keys.keys().collect::<Vec<_>>(), ["clothing_style_b", "hair_style_a"]);
+    // what other programs take is the same
+    let embedding = fs::read(file("embeddings/hair_style_a.safetensors")).unwrap();
+    let embedding = SafeTensors::deserialize(&embedding).unwrap();
+    let vectors = embedding.tensor("hair_style_a").unwrap();
+    let own = &keys["hair_style_a"];
+    assert_eq!(vectors.shape(), [own.count(), own.channels()]);
+    let bytes: Vec<u8> = own.vectors().iter().flat_map(|v| v.to_le_bytes()).collect();
+    assert_eq!(vectors.data(), bytes);
+
+    let lora = |name: &str, class: &str| {
+        format!("{},class={class}", text(&file(&format!("portraits-{name}.safetensors"))))
+    };
+    let loras = [lora("hair_style_a", "short hair"), lora("clothing_style_b", "suit")];
+    let arguments = [
+        "--lora",
+        &loras[0],
+        "--lora",
+        &loras[1],
+        "--samples",
+        "1",
+        "--no-blocks",
+        "--json",
+        "--dtype",
+        "f32",
+    ];
+    let report = prints(&[&["probe", text(&repo.join("demo/model"))], &arguments[..]].concat());
+    let report: Value = serde_json::from_str(&report).unwrap();
+    for feature in report["features"].as_array().unwrap() {
+        let always = &feature["gates"][0];
+        assert_eq!(always["gate"], "always");
+        let drift = always["rows"][0]["all"]["drift"].as_f64().unwrap();
+        let leak = always["leak"].as_f64().unwrap();
+        // an ordinary LoRA leaks 0.4 to 1
+        assert!(drift > 1e-3 && leak < 0.05, "drift {drift}, leak {leak}");
+    }
+}
