@@ -8,9 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
-use strata_model::{
-    F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s,
-};
+use strata_model::{F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s};
 use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
 use strata_trainer::{Config, Interrupt, Order, PreserveConfig, SilenceConfig};
 

@@ -16,6 +16,7 @@ mod probe;
 mod rows;
 mod shaders;
 mod silence;
+mod single_file;
 mod support;
 mod toy;
 mod training;
