@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::Result;
 use crate::tensor_file::TensorFile;
+use crate::{Error, Result};
 
 /// How many bytes [`by_bytes`] wants to see.
 pub(crate) const ENOUGH: u64 = 512;
@@ -43,6 +43,19 @@ const LORA: [&str; 6] = ["lora_down", "lora_up", "lora_A", "lora.down", "hada_",
 /// It is no safetensors file, or damaged.
 pub fn is_lora(path: &Path) -> Result<bool> {
     Ok(holds_lora(&TensorFile::open(path)?))
+}
+
+/// Refuses a checkpoint in place of a LoRA.
+///
+/// # Errors
+/// It is one; or no safetensors file, or damaged.
+pub(crate) fn check_lora(path: &Path) -> Result<()> {
+    let file = TensorFile::open(path)?;
+    let model = |name: &String| name.starts_with("model.diffusion_model.");
+    match file.tensors().keys().any(model) && !holds_lora(&file) {
+        true => Err(Error::file(path, format!("is no LoRA, but {}", by_tensors(&file)))),
+        false => Ok(()),
+    }
 }
 
 fn holds_lora(file: &TensorFile) -> bool {

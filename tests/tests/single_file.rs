@@ -9,7 +9,8 @@ use serde_json::Value;
 use strata_benches::parity;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{
-    Checkpoint, ClipTokenizer, Cx, Family, LoraWeights, ModelOptions, PredictionType, TensorFile, write_f32s,
+    Checkpoint, ClipTokenizer, Cx, Family, LoraWeights, ModelOptions, PredictionType, TensorFile, UnetConfig,
+    write_f32s,
 };
 use strata_tests::{Setup, gpu};
 use strata_trainer::Config;
@@ -239,7 +240,7 @@ fn files_of_other_kinds_are_refused() {
     }
     let pickle = put(folder.path(), "model.ckpt", b"PK\x03\x04archive/data.pkl");
     refused(Checkpoint::open(&pickle), &["pickled checkpoint", "convert"]);
-    refused(LoraWeights::read(&single("sd15-tiny")), &["not a kohya LoRA"]);
+    refused(LoraWeights::read(&single("sd15-tiny")), &["full checkpoint; give it where a model"]);
     refused(
         Checkpoint::open_with(&golden("sd15-tiny", ""), &with_config(&golden("sd15-tiny", ""))),
         &["leave out"],
@@ -288,7 +289,50 @@ fn damaged_files_are_clear_errors() {
     open(&no_vae, &root);
 }
 
-/// Text encoder 2's joined projections must be three of a size.
+/// A file that tells Stable Diffusion's own configurations from shapes alone: its tensors hold no numbers. `more` are added.
+fn empty_of_full_width(path: &Path, more: &[&str]) {
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| drop(tensors.insert(name, (shape.to_vec(), vec![])));
+    let unet = "model.diffusion_model";
+    for (block, channels) in [320, 640, 1280, 1280].into_iter().enumerate() {
+        for unit in 1..3 {
+            let at = format!("{unet}.input_blocks.{}", 3 * block + unit);
+            add(format!("{at}.0.out_layers.3.weight"), &[channels, 0, 3, 3]);
+            if block < 3 {
+                add(format!("{at}.1.transformer_blocks.0.attn2.to_k.weight"), &[0, 1024]);
+                add(format!("{at}.1.proj_in.weight"), &[0, channels]);
+            }
+        }
+        if block < 3 {
+            add(format!("{unet}.input_blocks.{}.0.op.weight", 3 * block + 3), &[channels, 0, 3, 3]);
+            add(format!("{unet}.output_blocks.{}.1.transformer_blocks.0.norm1.bias", 3 * block + 3), &[0]);
+        }
+    }
+    more.iter().for_each(|name| add((*name).to_owned(), &[0]));
+    write_f32s(path, &tensors).unwrap();
+}
+
+#[test]
+fn shapes_tell_the_standard_models() {
+    let folder = tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let (text, vae) = ("cond_stage_model.model.ln_final.weight", "first_stage_model.quant_conv.bias");
+    empty_of_full_width(&path, &[]);
+    refused(Checkpoint::open(&path), &["has no text encoder", "--config FOLDER"]);
+    empty_of_full_width(&path, &[text]);
+    refused(Checkpoint::open(&path), &["has no VAE", "vae = \"FILE\"", "--vae FILE"]);
+    empty_of_full_width(&path, &[text, vae]);
+    let velocity = Checkpoint::open(&path).unwrap();
+    assert_eq!(velocity.unet_config(), &UnetConfig { sample_size: 96, ..UnetConfig::sd2() });
+    assert_eq!(velocity.scheduler().unwrap().prediction_type, PredictionType::VPrediction);
+    let [note] = &velocity.notes().unwrap()[..] else { panic!("one note") };
+    assert!(note.contains("taken to be v") && note.contains("--prediction epsilon"), "{note}");
+    let options = ModelOptions { prediction: Some(PredictionType::Epsilon), ..ModelOptions::default() };
+    let base = Checkpoint::open_with(&path, &options).unwrap();
+    assert_eq!((base.unet_config().sample_size, base.notes().unwrap()), (64, vec![]));
+}
+
+/// The text encoder's joined projections must be three of a size.
 #[test]
 fn joined_projections_keep_their_shape() {
     let folder = tempdir().unwrap();
@@ -333,6 +377,7 @@ fn a_file_trains_and_draws() {
     let root = golden("sd15-mini", "");
     let model = root.join("ldm-oldmerge.safetensors");
     image::RgbImage::from_pixel(64, 64, image::Rgb([9, 99, 199])).save(folder.path().join("a.png")).unwrap();
+    put(folder.path(), "a.txt", "a");
     let train = |name: &str, model: &Path, config: &str| {
         let toml = format!(
             "model = {model:?}\n{config}output = \"{name}.safetensors\"\n[dataset]\nfolder = \".\"\nresolution = 64\n\

@@ -7,7 +7,7 @@ use std::path::Path;
 use strata_engine::DType;
 
 use crate::formats::kohya;
-use crate::{Error, Result};
+use crate::{Error, Result, sniff};
 
 /// The part of a model that a module belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +62,7 @@ impl LoraWeights {
     /// # Errors
     /// The file is damaged, or of a spelling or kind that is not read.
     pub fn read(path: &Path) -> Result<Self> {
+        sniff::check_lora(path)?;
         kohya::read(path)
     }
 

@@ -20,6 +20,7 @@ section! {
             check named("a .safetensors file or the folder of a diffusers model"),
             also "pretrained_model_name_or_path" "base_model" "name_or_path",
             decides false;
+        // what decides of these is in the model's digest
         /// Another VAE: a `.safetensors` file, or a folder in diffusers layout. Default: the model's.
         vae: Option<PathBuf> = None, example |_| PathBuf::from("vae.safetensors"),
             "another VAE: a file or a folder; default: the model's",
