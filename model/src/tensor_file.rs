@@ -175,8 +175,8 @@ fn widen<H>(bytes: &[u8], to: &mut [f32], number: fn([u8; 2]) -> H)
 where
     [H]: HalfFloatSliceExt,
 {
-    let halves: Vec<H> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
-    halves.convert_to_f32_slice(to);
+    let halves = bytes.as_chunks().0.iter().map(|bytes| number(*bytes));
+    halves.collect::<Vec<H>>().convert_to_f32_slice(to);
 }
 
 /// Four bits of exponent, biased by 7, and three of mantissa; no infinity, and one NaN of each sign.

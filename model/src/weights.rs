@@ -87,7 +87,8 @@ impl Weights {
 
     /// All of one file, under its own names.
     pub(crate) fn from_file(file: TensorFile) -> Result<Self> {
-        Self::from_files(&file.path().to_path_buf(), vec![file])
+        let path = file.path().to_owned();
+        Self::from_files(&path, vec![file])
     }
 
     /// What a single file holds of one component. `wanted` are the component's tensors by diffusers' names, with the file's names

@@ -9,8 +9,8 @@ use serde_json::Value;
 use strata_benches::parity;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{
-    Checkpoint, ClipTokenizer, Cx, Family, LoraWeights, ModelOptions, PredictionType, TensorFile, UnetConfig,
-    write_f32s,
+    Checkpoint, ClipTokenizer, Cx, F32s, Family, LoraWeights, ModelOptions, PredictionType, TensorFile,
+    UnetConfig, write_f32s,
 };
 use strata_tests::{Setup, gpu};
 use strata_trainer::Config;
@@ -34,7 +34,7 @@ fn open(file: &Path, folder: &Path) -> Checkpoint {
 }
 
 /// All tensors of a file.
-fn read(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+fn read(path: &Path) -> F32s {
     let mut file = TensorFile::open(path).unwrap();
     let shapes: Vec<_> =
         file.tensors().iter().map(|(name, info)| (name.clone(), info.shape.clone())).collect();
@@ -258,7 +258,7 @@ fn damaged_files_are_clear_errors() {
     let config = text(&root);
     let tensors = read(&root.join("ldm-oldmerge.safetensors"));
     let name = "model.diffusion_model.middle_block.1.proj_in.weight";
-    let changed = |change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)| {
+    let changed = |change: &dyn Fn(&mut F32s)| {
         let mut tensors = tensors.clone();
         change(&mut tensors);
         let path = folder.path().join("changed.safetensors");
