@@ -176,7 +176,7 @@ mod tests {
             Value::String(text) => {
                 let near = [format!("x{text}"), format!("{text}x")];
                 near.into_iter()
-                    .chain(["f32", "linear", "joint"].map(String::from))
+                    .chain(["f32", "linear", "joint", "v"].map(String::from))
                     .map(Value::String)
                     .collect()
             }
