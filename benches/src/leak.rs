@@ -8,9 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
-use strata_model::{
-    Checkpoint, F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s,
-};
+use strata_model::{F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s};
 use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
 use strata_trainer::{Config, Interrupt, Order, PreserveConfig, SilenceConfig};
 
@@ -129,7 +127,7 @@ fn by_group(matrix: &Matrix) -> String {
 
 impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, config: Config, lines: &[String]) -> Result<Self> {
-        let pipeline = Pipeline::open(gpu, &Checkpoint::open(&config.model)?, DType::F32, DType::F32)?;
+        let pipeline = Pipeline::open(gpu, &config.checkpoint()?, DType::F32, DType::F32)?;
         let (mut features, mut lessons) = (Vec::new(), Vec::new());
         for feature in &config.feature {
             let tag = |tag: &String| Tag::new(pipeline.text.tokenizer(), tag);

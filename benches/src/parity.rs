@@ -18,7 +18,7 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 use strata_engine::{DType, Gpu};
-use strata_model::Checkpoint;
+use strata_model::{Checkpoint, ModelOptions};
 
 use check::Checker;
 use goldens::Goldens;
@@ -147,20 +147,29 @@ impl Tolerances {
     };
 }
 
-/// Compares everything in `folder` that Strata covers.
+/// Compares everything in `folder` that Strata covers. With `weights`, a single file, these are the model's, and the folder has
+/// what the file lacks; where the file holds halves, what follows from them is as far off as an f16 run.
 ///
 /// # Errors
-/// The goldens or `meta.json`, `tokens.json` or `tolerances.json` cannot be read. What goes wrong later is in
+/// The model, the goldens or `meta.json`, `tokens.json` or `tolerances.json` cannot be read. What goes wrong later is in
 /// [`Report::problems`].
-pub fn run(folder: &Path, dtype: DType, gpu: &Gpu) -> Result<Report> {
+pub fn run(folder: &Path, weights: Option<&Path>, dtype: DType, gpu: &Gpu) -> Result<Report> {
     let goldens = Goldens::open(folder)?;
+    let checkpoint = match weights {
+        None => Checkpoint::open(folder)?,
+        Some(file) => {
+            let options = ModelOptions { config: Some(folder.to_owned()), ..ModelOptions::default() };
+            Checkpoint::open_with(file, &options)?
+        }
+    };
+    let halves = dtype == DType::F16 || weights.is_some() && checkpoint.unet_weights()?.is_half();
     let mut checker = Checker {
         gpu,
         dtype,
         folder: folder.to_owned(),
-        checkpoint: Checkpoint::open(folder)?,
+        checkpoint,
         goldens: &goldens,
-        tolerances: if dtype == DType::F16 { Tolerances::F16 } else { Tolerances::F32 },
+        tolerances: if halves { Tolerances::F16 } else { Tolerances::F32 },
         rows: Vec::new(),
         seen: BTreeSet::new(),
         problems: Vec::new(),

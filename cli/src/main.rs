@@ -29,6 +29,7 @@ const EXAMPLES: &str = "\
 Examples:
   strata demo                                     two features, trained and shown on a tiny model
   strata devices                                  which GPUs there are
+  strata info model.safetensors                   what a model or a LoRA is
   strata layers sd15 --select up_blocks.1         what a pattern selects
   strata train --print-config > run.toml          a config to start from
   strata dataset check run.toml                   what is wrong with pictures and captions
@@ -43,6 +44,7 @@ Examples:
 enum Command {
     Demo(commands::demo::Demo),
     Devices(commands::devices::Devices),
+    Info(commands::info::Info),
     Layers(commands::layers::Layers),
     Dataset(commands::dataset::Dataset),
     Train(commands::train::Train),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Demo(command) => command.run(&mut out),
         Command::Devices(command) => command.run(&mut out),
+        Command::Info(command) => command.run(&mut out),
         Command::Layers(command) => command.run(&mut out),
         Command::Dataset(command) => command.run(&mut out),
         Command::Train(command) => command.run(&mut out),

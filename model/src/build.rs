@@ -53,6 +53,21 @@ impl WeightInfo {
         Self { names: vec![name], shapes: vec![shape.to_vec()], role }
     }
 
+    /// Calls `f` with names and shapes as [`Weights`] asks for them.
+    fn asked<T>(&self, f: impl FnOnce(&[&str], &[&[usize]]) -> T) -> T {
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let shapes: Vec<&[usize]> = self.shapes.iter().map(Vec::as_slice).collect();
+        f(&names, &shapes)
+    }
+
+    /// Holds the header of a file to it.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape.
+    pub(crate) fn check(&self, weights: &Weights) -> Result<()> {
+        self.asked(|names, shapes| weights.check(names, shapes))
+    }
+
     /// The shape on the GPU.
     fn stored_shape(&self) -> Vec<usize> {
         let shape = &self.shapes[0];
@@ -172,9 +187,7 @@ fn assemble<P: Plan>(
 }
 
 fn read(weights: &mut Weights, info: &WeightInfo) -> Result<Vec<f32>> {
-    let names: Vec<&str> = info.names.iter().map(String::as_str).collect();
-    let shapes: Vec<&[usize]> = info.shapes.iter().map(Vec::as_slice).collect();
-    Ok(turn(info, weights.take_any(&names, &shapes)?))
+    Ok(turn(info, info.asked(|names, shapes| weights.take_any(names, shapes))?))
 }
 
 /// From the order of files to that of the GPU.

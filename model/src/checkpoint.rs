@@ -2,19 +2,27 @@
 //!
 //! A [`Checkpoint`] is opened once and hands out the parts: no other file knows the names of folders and files.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+mod digest;
+mod folder;
+mod ldm;
+mod single;
+mod source;
+mod vae;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use strata_engine::{DType, Gpu};
 
-use crate::build::{WeightInfo, sketch};
-use crate::config::{ClipConfig, ModelIndex, SchedulerConfig, UnetConfig, VaeConfig};
-use crate::unet::layers_of;
+use crate::config::{ClipConfig, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
+use crate::unet::{layers_of, unet_tensors};
 use crate::weights::Weights;
 use crate::{Clip, ClipTokenizer, Error, LayerInfo, NoiseSchedule, Result, TextEncoder, Unet, Vae};
+use source::{Place, Source};
+use vae::OtherVae;
 
 /// What a model consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +39,18 @@ pub enum Component {
     Scheduler,
 }
 
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unet => "U-Net",
+            Self::Vae => "VAE",
+            Self::TextEncoder => "text encoder",
+            Self::Tokenizer => "tokenizer",
+            Self::Scheduler => "scheduler",
+        })
+    }
+}
+
 /// Which Stable Diffusion a model is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -40,13 +60,34 @@ pub enum Family {
     Sd2,
 }
 
-/// A model on disk. Opening reads configurations alone.
+/// What can be said of a model beside where it lies. By default nothing is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelOptions {
+    /// Another VAE: a safetensors file with LDM's or diffusers' names, or a folder of diffusers'.
+    pub vae: Option<PathBuf>,
+    /// Of a single file: a folder in diffusers' layout that has the configurations, the tokenizer, and the parts that the file
+    /// lacks. By default configurations and vocabulary are Stable Diffusion's.
+    pub config: Option<PathBuf>,
+    /// What the U-Net predicts, whatever the files say.
+    pub prediction: Option<PredictionType>,
+}
+
+/// One part of a model, as its files have it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartInfo {
+    /// The file, or the folder where there are several.
+    pub path: PathBuf,
+    /// How many numbers there are of each format, which is named as safetensors does.
+    pub numbers: BTreeMap<String, usize>,
+}
+
+/// A model on disk. Opening reads configurations and headers alone.
 ///
 /// ```no_run
 /// use strata_engine::{DType, Gpu, GpuOptions};
 /// use strata_model::{Checkpoint, Reading};
 ///
-/// let model = Checkpoint::open("stable-diffusion-v1-5".as_ref())?;
+/// let model = Checkpoint::open("v1-5-pruned-emaonly.safetensors".as_ref())?;
 /// let gpu = Gpu::open(&GpuOptions::default())?;
 /// let text = model.text_encoder(&gpu, DType::F32)?;
 /// let told = text.encode(&text.read(&["a portrait"], Reading::Literal, &[])?, 0)?;
@@ -56,84 +97,65 @@ pub enum Family {
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     source: Source,
+    vae: Option<OtherVae>,
+    prediction: Option<PredictionType>,
     family: Family,
     unet: UnetConfig,
 }
-
-/// Where the parts lie.
-#[derive(Debug, Clone)]
-enum Source {
-    /// A folder in diffusers' layout: model_index.json beside a folder for each component.
-    Folder(PathBuf),
-    /// The folder of a U-Net, out of such a one.
-    Unet(PathBuf),
-}
-
-/// Diffusers' folder of each component, its configuration there, and what its weights are called.
-const FOLDERS: [(Component, &str, &str, &str); 5] = [
-    (Component::Unet, "unet", "config.json", "diffusion_pytorch_model"),
-    (Component::Vae, "vae", "config.json", "diffusion_pytorch_model"),
-    (Component::TextEncoder, "text_encoder", "config.json", "model"),
-    (Component::Tokenizer, "tokenizer", "tokenizer_config.json", ""),
-    (Component::Scheduler, "scheduler", "scheduler_config.json", ""),
-];
-
-/// How much of a file a digest reads at once: its header, and places all over it.
-const SAMPLE: usize = 64 << 10;
-const SAMPLES: u64 = 32;
 
 /// Refuses the name of a model where there is nothing of that name.
 fn check_there(path: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let message = "there is no such folder here. Give the path of a Stable Diffusion 1.x or 2.x model in diffusers' layout: a \
-                   folder with model_index.json, unet/, vae/, text_encoder/, tokenizer/ and scheduler/. Names are not looked up \
-                   on the internet";
+    let message = "there is no such file or folder here. Give the path of a Stable Diffusion 1.x or 2.x model: a checkpoint, \
+                   one .safetensors file, or a folder in diffusers' layout, with model_index.json, unet/, vae/, text_encoder/, \
+                   tokenizer/ and scheduler/. Names are not looked up on the internet";
     Err(Error::file(path, message))
 }
 
 impl Checkpoint {
-    /// Opens the folder of a Stable Diffusion 1.x or 2.x model in diffusers' layout.
+    /// Opens a Stable Diffusion 1.x or 2.x model: a single file, or a folder in diffusers' layout.
     ///
     /// # Errors
-    /// It is no such folder, a component's folder is missing, or the U-Net is of another kind of model.
+    /// It is neither, a part is missing, or the U-Net is of another kind of model.
     pub fn open(path: &Path) -> Result<Self> {
-        check_there(path)?;
-        ModelIndex::open(path)?;
-        Self::new(Source::Folder(path.into()))
+        Self::open_with(path, &ModelOptions::default())
     }
 
-    /// As [`open`](Self::open), or the folder of a U-Net alone, whose other parts are missing then.
+    /// As [`open`](Self::open), with what else is said of the model.
     ///
     /// # Errors
-    /// It is neither, or the U-Net is of another kind of model.
-    pub fn open_unet(path: &Path) -> Result<Self> {
+    /// Those of [`open`](Self::open), also for what `options` name; or `config` is given for a folder, which has its own.
+    pub fn open_with(path: &Path, options: &ModelOptions) -> Result<Self> {
         check_there(path)?;
-        let whole = Source::Folder(path.into());
-        let alone = Source::Unet(path.into());
-        let source = [whole, alone]
-            .into_iter()
-            .find(|source| source.config(Component::Unet).is_ok_and(|c| c.is_file()));
-        let Some(source) = source else {
-            let message = "no unet/config.json and no config.json here; give the folder of a diffusers model";
-            return Err(Error::file(path, message));
-        };
-        Self::new(source)
+        let checkpoint = Self::new(Source::open(path, options.config.as_deref())?, options)?;
+        checkpoint.source.place(Component::TextEncoder)?;
+        if checkpoint.vae.is_none() {
+            checkpoint.source.place(Component::Vae)?;
+        }
+        Ok(checkpoint)
     }
 
-    fn new(source: Source) -> Result<Self> {
-        let unet = UnetConfig::open(&source.config(Component::Unet)?)?;
-        // SD2's U-Net is told by its linear projections
-        let family = if unet.use_linear_projection { Family::Sd2 } else { Family::Sd1 };
-        Ok(Self { source, family, unet })
+    /// As [`open_with`](Self::open_with), or the folder of a U-Net alone; other parts may be missing.
+    ///
+    /// # Errors
+    /// It is none of these, or the U-Net is of another kind of model.
+    pub fn open_unet(path: &Path, options: &ModelOptions) -> Result<Self> {
+        check_there(path)?;
+        Self::new(Source::open_unet(path, options.config.as_deref())?, options)
+    }
+
+    fn new(source: Source, options: &ModelOptions) -> Result<Self> {
+        let vae = options.vae.as_deref().map(OtherVae::open).transpose()?;
+        let prediction = options.prediction;
+        let (family, unet) = source.unet(prediction)?;
+        Ok(Self { source, vae, prediction, family, unet })
     }
 
     /// Where it lies.
     pub fn path(&self) -> &Path {
-        match &self.source {
-            Source::Folder(path) | Source::Unet(path) => path,
-        }
+        self.source.path()
     }
 
     /// Which Stable Diffusion it is.
@@ -159,20 +181,8 @@ impl Checkpoint {
     /// # Errors
     /// A tensor is missing or has another shape.
     pub fn check_unet(&self) -> Result<()> {
-        let weights = self.weights(Component::Unet)?;
-        for WeightInfo { names, shapes, .. } in sketch(&self.unet)?.1 {
-            let expected = shapes[0].clone();
-            let found = names.iter().find_map(|name| weights.shape(name));
-            let (path, name) = (weights.source(), names[0].clone());
-            match found {
-                None => return Err(Error::MissingTensor { path, name, shape: expected }),
-                Some(found) if !shapes.iter().any(|wanted| wanted == found) => {
-                    return Err(Error::TensorShape { path, name, expected, found: found.to_vec() });
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(())
+        let weights = self.unet_weights()?;
+        unet_tensors(&self.unet)?.iter().try_for_each(|tensor| tensor.check(&weights))
     }
 
     /// The U-Net, its weights in `dtype`.
@@ -180,7 +190,7 @@ impl Checkpoint {
     /// # Errors
     /// The weights do not fit the configuration, or the GPU is out of memory.
     pub fn unet(&self, gpu: &Gpu, dtype: DType) -> Result<Unet> {
-        Unet::load(gpu, &self.unet, self.weights(Component::Unet)?, dtype)
+        Unet::load(gpu, &self.unet, self.unet_weights()?, dtype)
     }
 
     /// The VAE. Some overflow f16.
@@ -188,8 +198,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`unet`](Self::unet), or it is of another kind.
     pub fn vae(&self, gpu: &Gpu, dtype: DType) -> Result<Vae> {
-        let config = VaeConfig::open(&self.source.config(Component::Vae)?)?;
-        Vae::load(gpu, &config, self.weights(Component::Vae)?, dtype)
+        let (config, weights) = self.vae_parts()?;
+        Vae::load(gpu, &config, weights, dtype)
     }
 
     /// The tokenizer.
@@ -197,7 +207,7 @@ impl Checkpoint {
     /// # Errors
     /// It is missing, damaged or of another kind.
     pub fn tokenizer(&self) -> Result<ClipTokenizer> {
-        ClipTokenizer::open(&self.source.folder(Component::Tokenizer)?)
+        self.source.tokenizer()
     }
 
     /// Tokenizer and text encoder.
@@ -205,8 +215,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`unet`](Self::unet), or they are of another kind.
     pub fn text_encoder(&self, gpu: &Gpu, dtype: DType) -> Result<TextEncoder> {
-        let config = ClipConfig::open(&self.source.config(Component::TextEncoder)?)?;
-        let clip = Clip::load(gpu, &config, self.weights(Component::TextEncoder)?, dtype)?;
+        let (config, weights) = self.text_parts()?;
+        let clip = Clip::load(gpu, &config, weights, dtype)?;
         Ok(TextEncoder::new(Arc::new(self.tokenizer()?), clip))
     }
 
@@ -215,17 +225,57 @@ impl Checkpoint {
     /// # Errors
     /// The text encoder's files are missing, damaged or of another kind.
     pub fn token_vectors(&self) -> Result<(Vec<f32>, usize)> {
-        let config = ClipConfig::open(&self.source.config(Component::TextEncoder)?)?;
-        let weights = self.weights(Component::TextEncoder)?;
+        let (config, weights) = self.text_parts()?;
         Ok((Clip::token_vectors(&config, weights)?, config.hidden_size))
     }
 
-    /// The weights of some layers of the U-Net, as [outputs, inputs]: a reader that is asked by path.
+    /// The weights of the U-Net by diffusers' names, not read yet.
     ///
     /// # Errors
-    /// The weights are missing or damaged.
+    /// They are missing or damaged.
     pub fn unet_weights(&self) -> Result<Weights> {
-        self.weights(Component::Unet)
+        match self.source.place(Component::Unet)? {
+            Place::Folder(folder) => folder::weights(&folder, Component::Unet),
+            Place::File(file) => file.unet(&self.unet),
+        }
+    }
+
+    /// What the VAE looks like, and its weights.
+    ///
+    /// # Errors
+    /// As [`vae`](Self::vae).
+    fn vae_parts(&self) -> Result<(VaeConfig, Weights)> {
+        let own = self.vae.as_ref().map(OtherVae::config).transpose()?.flatten();
+        let config = match (own, self.source.config(Component::Vae)?) {
+            (Some(own), _) => own,
+            (None, Some(path)) => VaeConfig::open(&path)?,
+            (None, None) => VaeConfig::sd15(),
+        };
+        let weights = match &self.vae {
+            Some(other) => other.weights(&config)?,
+            None => match self.source.place(Component::Vae)? {
+                Place::Folder(folder) => folder::weights(&folder, Component::Vae)?,
+                Place::File(file) => file.vae(&config)?,
+            },
+        };
+        Ok((config, weights))
+    }
+
+    /// What the text encoder looks like, and its weights.
+    ///
+    /// # Errors
+    /// As [`text_encoder`](Self::text_encoder).
+    fn text_parts(&self) -> Result<(ClipConfig, Weights)> {
+        let config = match (self.source.config(Component::TextEncoder)?, self.family) {
+            (Some(path), _) => ClipConfig::open(&path)?,
+            (None, Family::Sd1) => ClipConfig::sd15(),
+            (None, Family::Sd2) => ClipConfig::sd2(),
+        };
+        let weights = match self.source.place(Component::TextEncoder)? {
+            Place::Folder(folder) => folder::weights(&folder, Component::TextEncoder)?,
+            Place::File(file) => file.text_encoder(&config)?,
+        };
+        Ok((config, weights))
     }
 
     /// How noise and sampling are set.
@@ -233,7 +283,7 @@ impl Checkpoint {
     /// # Errors
     /// The configuration is missing, damaged, or of another kind of scheduler.
     pub fn scheduler(&self) -> Result<SchedulerConfig> {
-        SchedulerConfig::open(&self.source.config(Component::Scheduler)?)
+        self.source.scheduler(self.prediction)
     }
 
     /// How much noise each timestep has.
@@ -244,73 +294,61 @@ impl Checkpoint {
         NoiseSchedule::new(&self.scheduler()?)
     }
 
-    /// Tells models apart without reading them whole: a hash over every file's name and size, its header, and samples all
-    /// over it.
+    /// A part with weights, as its files have it.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged or of another kind.
+    pub fn part(&self, component: Component) -> Result<PartInfo> {
+        let weights = match component {
+            Component::Vae => self.vae_parts()?.1,
+            Component::TextEncoder => self.text_parts()?.1,
+            _ => self.unet_weights()?,
+        };
+        let mut info = PartInfo { path: weights.source(), numbers: BTreeMap::new() };
+        for (dtype, count) in weights.numbers() {
+            *info.numbers.entry(dtype).or_default() += count;
+        }
+        Ok(info)
+    }
+
+    /// Whether it is a single file, rather than a folder.
+    pub fn is_single_file(&self) -> bool {
+        matches!(self.source, Source::File(..))
+    }
+
+    /// What of the model is not used, and what was assumed where its files leave it open: a sentence each.
+    ///
+    /// # Errors
+    /// Those of [`scheduler`](Self::scheduler).
+    pub fn notes(&self) -> Result<Vec<String>> {
+        let mut notes = self.scheduler()?.notes;
+        if let Source::File(file, config) = &self.source {
+            notes.extend(file.unused());
+            if config.is_none() && self.prediction.is_none() && file.leaves_prediction_open() {
+                let path = file.path().display();
+                notes.push(format!(
+                    "{path}: a Stable Diffusion 2 model that does not say what its U-Net predicts; taken to be v, as in 2.0-v and \
+                     2.1. If pictures are noise, it is a base model: `prediction = \"epsilon\"` (--prediction epsilon)"
+                ));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Tells models apart without reading them whole: a hash over every file's size, its header, and samples all over it, and of
+    /// folders the files' names.
     ///
     /// # Errors
     /// A file cannot be read.
     pub fn digest(&self) -> Result<[u8; 32]> {
         let mut hash = Sha256::new();
-        for (component, ..) in FOLDERS {
-            let folder = self.source.folder(component)?;
-            let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
-                .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-                .map_err(Error::io("read", &folder))?;
-            files.retain(|path| {
-                path.extension().is_some_and(|e| e == "json" || e == "safetensors" || e == "txt")
-            });
-            files.sort();
-            for path in files {
-                hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-                sample(&path, &mut hash).map_err(Error::io("read", &path))?;
-            }
+        self.source.digest(&mut hash)?;
+        if let Some(vae) = &self.vae {
+            vae.digest(&mut hash)?;
+        }
+        if let Some(prediction) = self.prediction {
+            hash.update(format!("{prediction:?}"));
         }
         Ok(hash.finalize().into())
     }
-
-    fn weights(&self, component: Component) -> Result<Weights> {
-        let stem = FOLDERS.iter().find(|(own, ..)| *own == component).map_or("", |(.., stem)| stem);
-        Weights::open(&self.source.folder(component)?, stem)
-    }
-}
-
-impl Source {
-    /// The folder of a component.
-    fn folder(&self, component: Component) -> Result<PathBuf> {
-        let name = FOLDERS.iter().find(|(own, ..)| *own == component).map_or("", |(_, name, ..)| name);
-        match self {
-            Self::Folder(root) => Ok(root.join(name)),
-            Self::Unet(folder) if component == Component::Unet => Ok(folder.clone()),
-            Self::Unet(folder) => Err(Error::file(
-                folder,
-                format!("is the folder of a U-Net alone; `{name}` is in the folder of the whole model"),
-            )),
-        }
-    }
-
-    /// The configuration of a component.
-    fn config(&self, component: Component) -> Result<PathBuf> {
-        let name = FOLDERS.iter().find(|(own, ..)| *own == component).map_or("", |(_, _, config, _)| config);
-        Ok(self.folder(component)?.join(name))
-    }
-}
-
-/// Adds a file's size and evenly spaced samples, its beginning and end among them.
-fn sample(path: &Path, hash: &mut Sha256) -> std::io::Result<()> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    hash.update(length.to_le_bytes());
-    let last = length.saturating_sub(SAMPLE as u64);
-    let mut buffer = Vec::with_capacity(SAMPLE);
-    for i in 0..SAMPLES {
-        let start = last * i / (SAMPLES - 1);
-        buffer.clear();
-        file.seek(SeekFrom::Start(start))?;
-        (&mut file).take(SAMPLE as u64).read_to_end(&mut buffer)?;
-        hash.update(&buffer);
-        if last == 0 {
-            break;
-        }
-    }
-    Ok(())
 }

@@ -15,4 +15,5 @@ pub use clip::{Act, ClipConfig, pooled_index};
 pub use index::ModelIndex;
 pub use scheduler::{BetaSchedule, PredictionType, SchedulerConfig, Spacing};
 pub use unet::UnetConfig;
+pub(crate) use unet::other_kind;
 pub use vae::VaeConfig;

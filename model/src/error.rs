@@ -61,7 +61,7 @@ pub enum Error {
 
     /// Numbers of a type that is not read.
     #[error(
-        "{}: tensor `{name}` holds {dtype} values; only F16, BF16, F32, F64 and I64 are read: save the model in one of these",
+        "{}: tensor `{name}` holds {dtype} values; only F8_E4M3, F8_E5M2, F16, BF16, F32, F64 and I64 are read: save the model in one of these",
         path.display()
     )]
     TensorDtype {

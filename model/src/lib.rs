@@ -47,7 +47,7 @@ mod weights;
 
 pub use atomic::{check_room, write_atomic};
 pub use build::WeightInfo;
-pub use checkpoint::{Checkpoint, Family};
+pub use checkpoint::{Checkpoint, Component, Family, ModelOptions, PartInfo};
 pub use clip::Clip;
 pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 pub use draw::Scene;
@@ -67,6 +67,7 @@ pub use random::random_weights;
 pub use region::{PlaceMask, Region};
 pub use scheduler::{Ddim, DdimStep, Mix, NoiseSchedule};
 pub use selection::{BlockName, Blocks, Match, Rule, Selection};
+pub use sniff::is_lora;
 pub use taps::{Cx, Taps};
 pub use tensor_file::{F32s, TensorFile, header, write_f32s};
 pub use text::{Conditioning, TextEncoder};

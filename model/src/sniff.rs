@@ -1,6 +1,9 @@
 //! What a file is that should have been another: so that an error can say more than what it is not.
 
+use std::path::Path;
+
 use crate::tensor_file::TensorFile;
+use crate::{Error, Result};
 
 /// How many bytes [`by_bytes`] wants to see.
 pub(crate) const ENOUGH: u64 = 512;
@@ -31,11 +34,43 @@ pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
     })
 }
 
+/// What only LoRA files have in the names of their tensors.
+const LORA: [&str; 6] = ["lora_down", "lora_up", "lora_A", "lora.down", "hada_", "lokr_"];
+
+/// Whether a safetensors file is a LoRA, by the names of its tensors.
+///
+/// # Errors
+/// It is no safetensors file, or damaged.
+pub fn is_lora(path: &Path) -> Result<bool> {
+    Ok(holds_lora(&TensorFile::open(path)?))
+}
+
+/// Refuses a checkpoint in place of a LoRA.
+///
+/// # Errors
+/// It is one; or no safetensors file, or damaged.
+pub(crate) fn check_lora(path: &Path) -> Result<()> {
+    let file = TensorFile::open(path)?;
+    let model = |name: &String| name.starts_with("model.diffusion_model.");
+    match file.tensors().keys().any(model) && !holds_lora(&file) {
+        true => Err(Error::file(path, format!("is no LoRA, but {}", by_tensors(&file)))),
+        false => Ok(()),
+    }
+}
+
+fn holds_lora(file: &TensorFile) -> bool {
+    file.tensors().keys().any(|name| LORA.iter().any(|mark| name.contains(mark)))
+}
+
 /// What the tensors of a single file seem to belong to, and what to do with it where a model's folder is wanted.
 pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
     let has = |mark: &str| file.tensors().keys().any(|name| name.contains(mark));
     let starts = |mark: &str| file.tensors().keys().any(|name| name.starts_with(mark));
     let kinds = [
+        (
+            starts("conditioner.embedders.") && !starts("conditioner.embedders.1."),
+            "the refiner of Stable Diffusion XL, which works on another model's pictures; take Stable Diffusion 1.x or 2.x",
+        ),
         (
             starts("conditioner.embedders."),
             "a full checkpoint of Stable Diffusion XL; only Stable Diffusion 1.x and 2.x are supported",
@@ -45,12 +80,13 @@ pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
             "a transformer (Stable Diffusion 3, Flux), which is not supported",
         ),
         (
-            starts("model.diffusion_model."),
-            "a full checkpoint, which is not read as a single file yet; convert it once with diffusers, \
-             `StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)`",
+            starts("model.diffusion_model.label_emb."),
+            "a checkpoint that is also told sizes, a class or a picture (Stable Diffusion XL, unCLIP); only Stable Diffusion 1.x \
+             and 2.x from text to picture are supported",
         ),
+        (starts("model.diffusion_model."), "a full checkpoint; give it where a model is asked for"),
         (
-            ["lora_down", "lora_up", "lora_A", "lora.down", "hada_", "lokr_"].iter().any(|mark| has(mark)),
+            holds_lora(file),
             "a LoRA; give the model that it was made for here, and the LoRA where LoRAs are asked for",
         ),
         (
@@ -60,7 +96,7 @@ pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
         (starts("control_model.") || starts("controlnet_"), "a ControlNet, which is not supported"),
         (
             starts("first_stage_model.") || (starts("encoder.conv_in.") && starts("decoder.conv_in.")),
-            "a VAE alone; give the folder of a whole model",
+            "a VAE alone; give the whole model here, and this file as its `vae` (--vae)",
         ),
         (starts("down_blocks."), "a U-Net alone; give the folder of a whole model, which has it in `unet`"),
         (

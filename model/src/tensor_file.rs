@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// The longest header accepted, as in every other reader of the format.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// How much is read at once: a multiple of every number's size.
+const READ_BYTES: usize = 1 << 20;
+
 /// An open safetensors file.
 pub struct TensorFile {
     path: PathBuf,
@@ -94,8 +97,15 @@ impl TensorFile {
     /// Reads one tensor as f32, row-major.
     ///
     /// # Errors
-    /// No such tensor, a dtype other than F16, BF16, F32, F64 or I64, a value that is NaN or infinite, or the read fails.
+    /// No such tensor, a dtype other than F8_E4M3, F8_E5M2, F16, BF16, F32, F64 or I64, a value that is NaN or infinite, or the
+    /// read fails.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        self.read_part(name, Chunk::WHOLE)
+    }
+
+    /// Reads a part of a tensor, see [`read`](Self::read). Bytes are converted as they come, so that host memory holds little
+    /// more than the numbers that are returned.
+    pub(crate) fn read_part(&mut self, name: &str, chunk: Chunk) -> Result<Vec<f32>> {
         let Some(info) = self.tensors.get(name) else {
             return Err(Error::MissingTensor {
                 path: self.path.clone(),
@@ -103,13 +113,16 @@ impl TensorFile {
                 shape: Vec::new(),
             });
         };
-        let convert: fn(&[u8]) -> Vec<f32> = match info.dtype {
-            Dtype::F16 => |bytes| widen(bytes, f16::from_le_bytes),
-            Dtype::BF16 => |bytes| widen(bytes, bf16::from_le_bytes),
-            Dtype::F32 => |bytes| bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::F64 => |bytes| bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        let convert: fn(&[u8], &mut [f32]) = match info.dtype {
+            Dtype::F8_E4M3 => |bytes, to| each(bytes, to, |[byte]| e4m3(byte)),
+            // the upper half of an f16
+            Dtype::F8_E5M2 => |bytes, to| each(bytes, to, |[byte]| f16::from_le_bytes([0, byte]).to_f32()),
+            Dtype::F16 => |bytes, to| widen(bytes, to, f16::from_le_bytes),
+            Dtype::BF16 => |bytes, to| widen(bytes, to, bf16::from_le_bytes),
+            Dtype::F32 => |bytes, to| each(bytes, to, f32::from_le_bytes),
+            Dtype::F64 => |bytes, to| each(bytes, to, |b| f64::from_le_bytes(b) as f32),
             // alphas, from diffusers' own converter to kohya's names
-            Dtype::I64 => |bytes| bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b) as f32).collect(),
+            Dtype::I64 => |bytes, to| each(bytes, to, |b| i64::from_le_bytes(b) as f32),
             other => {
                 return Err(Error::TensorDtype {
                     path: self.path.clone(),
@@ -118,13 +131,15 @@ impl TensorFile {
                 });
             }
         };
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        self.file
-            .seek(SeekFrom::Start(self.data_start + start as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(Error::io("read", &self.path))?;
-        let values = convert(&bytes);
+        let (size, count) = (info.dtype.bitsize() / 8, info.shape.iter().product::<usize>() / chunk.of);
+        let start = self.data_start + (info.data_offsets.0 + chunk.index * count * size) as u64;
+        let (mut values, mut bytes) = (vec![0.0; count], vec![0; READ_BYTES.min(count * size)]);
+        self.file.seek(SeekFrom::Start(start)).map_err(Error::io("read", &self.path))?;
+        for to in values.chunks_mut(READ_BYTES / size) {
+            let bytes = &mut bytes[..to.len() * size];
+            self.file.read_exact(bytes).map_err(Error::io("read", &self.path))?;
+            convert(bytes, to);
+        }
         let bad = values.iter().filter(|value| !value.is_finite()).count();
         if bad > 0 {
             let message = format!(
@@ -138,15 +153,41 @@ impl TensorFile {
     }
 }
 
+/// One of several equal parts of a tensor along its first axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub index: usize,
+    pub of: usize,
+}
+
+impl Chunk {
+    /// All of it.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+}
+
+/// Bytes to numbers, one by one.
+fn each<const N: usize>(bytes: &[u8], to: &mut [f32], number: fn([u8; N]) -> f32) {
+    to.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, bytes)| *to = number(*bytes));
+}
+
 /// 16-bit numbers to f32. Whole slices at a time, for which the processor has instructions.
-fn widen<H>(bytes: &[u8], number: fn([u8; 2]) -> H) -> Vec<f32>
+fn widen<H>(bytes: &[u8], to: &mut [f32], number: fn([u8; 2]) -> H)
 where
     [H]: HalfFloatSliceExt,
 {
-    let halves: Vec<H> = bytes.as_chunks().0.iter().map(|bytes| number(*bytes)).collect();
-    let mut values = vec![0.0; halves.len()];
-    halves.convert_to_f32_slice(&mut values);
-    values
+    let halves = bytes.as_chunks().0.iter().map(|bytes| number(*bytes));
+    halves.collect::<Vec<H>>().convert_to_f32_slice(to);
+}
+
+/// Four bits of exponent, biased by 7, and three of mantissa; no infinity, and one NaN of each sign.
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2_f32.powi(-9),
+        _ => (8.0 + mantissa) * 2_f32.powi(exponent - 10),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
 /// The header (length word included, padded to 8 bytes) of a file whose tensors, in name order, have one dtype and
@@ -204,4 +245,17 @@ pub fn write_f32s(path: &Path, tensors: &F32s) -> Result<()> {
 #[derive(serde::Deserialize)]
 pub(crate) struct ShardIndex {
     pub weight_map: HashMap<String, String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::e4m3;
+
+    #[test]
+    fn eight_bits() {
+        let cases =
+            [(0x00, 0.0), (0x38, 1.0), (0xb8, -1.0), (0x01, 2_f32.powi(-9)), (0x7e, 448.0), (0x3c, 1.5)];
+        cases.into_iter().for_each(|(byte, value)| assert_eq!(e4m3(byte), value));
+        assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+    }
 }

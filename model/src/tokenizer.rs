@@ -1,6 +1,8 @@
 //! CLIP's tokenizer, id for id the one of transformers: NFC, runs of white space to one space, lower case, a split
 //! into words, byte-level BPE with `</w>` closing each word, then BOS … EOS padded to the context length.
 
+mod standard;
+
 use crate::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -41,15 +43,27 @@ impl ClipTokenizer {
     /// # Errors
     /// A file is missing or damaged, merges and vocabulary do not fit, or a special token has no id.
     pub fn open(folder: &Path) -> Result<Self> {
-        let error = |message: String| Error::Tokenizer { path: folder.into(), message };
         let (vocab, merges, stored) = vocabulary(folder)?;
         let settings = settings(folder)?;
-        let specials = Specials::new(&settings);
+        let added = stored.into_iter().chain(added_tokens(folder, &settings)?).collect();
+        Self::new(folder, vocab, merges, added, &settings)
+    }
+
+    /// Of tokens and ids, merges in order, added tokens, and what a `tokenizer_config.json` says. `folder` names it in errors.
+    fn new(
+        folder: &Path,
+        vocab: Vocab,
+        merges: Merges,
+        added: Vec<(u32, AddedToken)>,
+        settings: &Map<String, Value>,
+    ) -> Result<Self> {
+        let error = |message: String| Error::Tokenizer { path: folder.into(), message };
+        let specials = Specials::new(settings);
 
         let mut tokenizer =
             backend(vocab, merges, &specials.unk.content).map_err(|e| error(e.to_string()))?;
         // An added token may bring an id of its own; it must get just that one.
-        for (id, token) in stored.into_iter().chain(added_tokens(folder, &settings)?) {
+        for (id, token) in added {
             let content = token.content.clone();
             tokenizer.add_tokens([token]).map_err(|e| error(e.to_string()))?;
             match tokenizer.token_to_id(&content) {

@@ -1,28 +1,40 @@
-//! The tensors of one component folder (`unet/`, `vae/`, `text_encoder/`), handed out one by one, each exactly once.
+//! The tensors of one component (`unet/`, `vae/`, `text_encoder/`, or its share of a single file), handed out one by one, each
+//! exactly once.
 //!
 //! A model is loaded by taking every tensor its layers need and then calling [`Weights::finish`]. Nothing is guessed:
 //! a tensor that is missing, misshapen, of a strange dtype, taken twice or left over is an error naming it.
 
-use crate::tensor_file::{ShardIndex, TensorFile};
+use crate::tensor_file::{Chunk, ShardIndex, TensorFile};
 use crate::{Error, Result};
 use safetensors::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The tensors of one component folder.
+/// The tensors of one component.
 pub struct Weights {
     /// The component folder, for errors about a tensor that no file has.
     folder: PathBuf,
     files: Vec<TensorFile>,
     slots: BTreeMap<String, Slot>,
+    /// What the file would call a tensor that it lacks, where names in files are not those that are asked for.
+    missing: BTreeMap<String, String>,
 }
 
-/// Where a tensor lies. `name` is the one in the file; the key in `slots` may have lost a prefix.
+/// Where a tensor lies. `name` is the one in the file; the key in `slots` may have lost a prefix, or be diffusers' name of it.
 struct Slot {
     file: usize,
     name: String,
+    chunk: Chunk,
+    shape: Vec<usize>,
     taken: bool,
+}
+
+/// What a single file calls a tensor, and the part of that which is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub name: String,
+    pub chunk: Chunk,
 }
 
 impl Weights {
@@ -73,11 +85,40 @@ impl Weights {
         Ok(weights)
     }
 
+    /// All of one file, under its own names.
+    pub(crate) fn from_file(file: TensorFile) -> Result<Self> {
+        let path = file.path().to_owned();
+        Self::from_files(&path, vec![file])
+    }
+
+    /// What a single file holds of one component. `wanted` are the component's tensors by diffusers' names, with the file's names
+    /// for them; `own` are all names in the file that belong to the component, so that those which nobody asks for are left over.
+    pub(crate) fn renamed(file: TensorFile, wanted: Vec<(String, Stored)>, own: Vec<String>) -> Self {
+        let (mut slots, mut missing) = (BTreeMap::new(), BTreeMap::new());
+        let mut left: BTreeSet<String> = own.into_iter().collect();
+        for (diffusers, stored) in wanted {
+            match file.tensors().get(&stored.name) {
+                Some(info) => {
+                    left.remove(&stored.name);
+                    slots.insert(diffusers, Slot::new(0, stored, &info.shape));
+                }
+                None => {
+                    missing.insert(diffusers, stored.name);
+                }
+            }
+        }
+        for name in left {
+            let shape = file.tensors().get(&name).map_or(Vec::new(), |info| info.shape.clone());
+            slots.insert(name.clone(), Slot::new(0, Stored { name, chunk: Chunk::WHOLE }, &shape));
+        }
+        Self { folder: file.path().into(), files: vec![file], slots, missing }
+    }
+
     fn from_files(folder: &Path, files: Vec<TensorFile>) -> Result<Self> {
         let mut slots = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
-            for name in file.tensors().keys() {
-                let slot = Slot { file: i, name: name.clone(), taken: false };
+            for (name, info) in file.tensors() {
+                let slot = Slot::new(i, Stored { name: name.clone(), chunk: Chunk::WHOLE }, &info.shape);
                 if slots.insert(name.clone(), slot).is_some() {
                     return Err(Error::file(
                         file.path(),
@@ -86,7 +127,7 @@ impl Weights {
                 }
             }
         }
-        Ok(Self { folder: folder.into(), files, slots })
+        Ok(Self { folder: folder.into(), files, slots, missing: BTreeMap::new() })
     }
 
     /// Drops `prefix` from every name that carries it, so that files with and without it read alike (CLIP's
@@ -118,13 +159,19 @@ impl Weights {
 
     /// The tensor's shape as the file has it.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        let slot = self.slots.get(name)?;
-        Some(&self.files[slot.file].tensors()[&slot.name].shape)
+        Some(&self.slots.get(name)?.shape)
+    }
+
+    /// Each tensor's number format as safetensors names it, and how many numbers it has.
+    pub fn numbers(&self) -> impl Iterator<Item = (String, usize)> {
+        let dtype = |slot: &Slot| self.files[slot.file].tensors()[&slot.name].dtype;
+        let count = |slot: &Slot| slot.shape.iter().product::<usize>() / slot.chunk.of;
+        self.slots.values().map(move |slot| (dtype(slot).to_string(), count(slot)))
     }
 
     /// True if every tensor is stored in 16 bits, so that f16 storage loses nothing that the file has (bf16 aside).
     pub fn is_half(&self) -> bool {
-        let mut infos = self.files.iter().flat_map(|file| file.tensors().values());
+        let mut infos = self.slots.values().map(|slot| &self.files[slot.file].tensors()[&slot.name]);
         infos.all(|info| matches!(info.dtype, Dtype::F16 | Dtype::BF16))
     }
 
@@ -142,30 +189,40 @@ impl Weights {
     /// # Errors
     /// Those of [`take`](Self::take).
     pub fn take_any(&mut self, names: &[&str], shapes: &[&[usize]]) -> Result<Vec<f32>> {
-        let expected = || shapes.first().map_or(Vec::new(), |s| s.to_vec());
-        let Some(name) = names.iter().find(|name| self.contains(name)) else {
-            let name = names.first().copied().unwrap_or_default().to_string();
-            return Err(Error::MissingTensor { path: self.source(), name, shape: expected() });
+        let Some(slot) =
+            names.iter().find(|name| self.contains(name)).and_then(|name| self.slots.get_mut(*name))
+        else {
+            return Err(self.missing(names, shapes));
         };
-        let folder = self.source();
-        let missing = || Error::MissingTensor { path: folder, name: name.to_string(), shape: expected() };
-        let slot = self.slots.get_mut(*name).ok_or_else(missing)?;
         let file = &mut self.files[slot.file];
-        let error = (file.path().to_path_buf(), slot.name.clone());
+        let path = file.path().to_path_buf();
         if slot.taken {
-            return Err(Error::TensorTaken { path: error.0, name: error.1 });
+            return Err(Error::TensorTaken { path, name: slot.name.clone() });
         }
-        let found = &file.tensors()[&slot.name].shape;
-        if !shapes.contains(&found.as_slice()) {
-            return Err(Error::TensorShape {
-                path: error.0,
-                name: error.1,
-                expected: expected(),
-                found: found.clone(),
-            });
-        }
+        slot.check(shapes, path)?;
         slot.taken = true;
-        file.read(&slot.name)
+        file.read_part(&slot.name, slot.chunk)
+    }
+
+    /// Refuses what [`take_any`](Self::take_any) would, without reading.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape.
+    pub fn check(&self, names: &[&str], shapes: &[&[usize]]) -> Result<()> {
+        match names.iter().find_map(|name| self.slots.get(*name)) {
+            Some(slot) => slot.check(shapes, self.files[slot.file].path().into()),
+            None => Err(self.missing(names, shapes)),
+        }
+    }
+
+    fn missing(&self, names: &[&str], shapes: &[&[usize]]) -> Error {
+        let asked = names.first().copied().unwrap_or_default();
+        let name = self.missing.get(asked).map_or(asked, String::as_str).to_owned();
+        Error::MissingTensor {
+            path: self.source(),
+            name,
+            shape: shapes.first().map_or(Vec::new(), |s| s.to_vec()),
+        }
     }
 
     /// Marks a tensor that is known to carry nothing (`embeddings.position_ids`) as taken, if it is there.
@@ -191,6 +248,27 @@ impl Weights {
             [file] => file.path().into(),
             _ => self.folder.clone(),
         }
+    }
+}
+
+impl Slot {
+    fn new(file: usize, stored: Stored, shape: &[usize]) -> Self {
+        Self { file, name: stored.name, chunk: stored.chunk, shape: shape.to_vec(), taken: false }
+    }
+
+    /// Refuses another shape than one of those, of which the file has `chunk.of` along the first axis.
+    fn check(&self, shapes: &[&[usize]], path: PathBuf) -> Result<()> {
+        let whole = |shape: &[usize]| {
+            let mut whole = shape.to_vec();
+            whole.iter_mut().take(1).for_each(|first| *first *= self.chunk.of);
+            whole
+        };
+        if shapes.iter().any(|shape| whole(shape) == self.shape) {
+            return Ok(());
+        }
+        let (name, found) = (self.name.clone(), self.shape.clone());
+        let expected = shapes.first().map_or(Vec::new(), |shape| whole(shape));
+        Err(Error::TensorShape { path, name, expected, found })
     }
 }
 

@@ -92,6 +92,7 @@ fn wrong_usage_is_exit_code_2() {
         &["train"],
         &["train", "a", "--print-config"],
         &["train", "--print-config", "--json"],
+        &["info"],
         &["layers"],
         &["devices", "--jsn"],
         &["generate", "m"],
@@ -145,6 +146,7 @@ fn help_has_examples() {
     for args in [
         &["--help"][..],
         &["devices", "--help"],
+        &["info", "--help"],
         &["layers", "--help"],
         &["train", "--help"],
         &["generate", "--help"],
@@ -236,7 +238,10 @@ fn layers_are_listed_and_patterns_resolved() {
         &["up_blocks.1.attentoins", "up_blocks.1.attentions"],
     );
     fails(&["layers", model, "--select", ""], &["pattern"]);
-    fails(&["layers", "no-such-model"], &["no-such-model", "no such folder here", "model_index.json"]);
+    fails(
+        &["layers", "no-such-model"],
+        &["no-such-model", "no such file or folder here", "model_index.json"],
+    );
     fails(&["layers", text(&golden("sd15-tiny", "vae"))], &["config.json"]);
 }
 
@@ -578,7 +583,7 @@ fn generating_refuses_what_cannot_work() {
     fails(&["generate", text(folder.path()), "--prompt", "x"], &["model_index.json"]);
     fails(
         &["generate", "sd15", "--prompt", "x"],
-        &["sd15: there is no such folder here", "model_index.json"],
+        &["sd15: there is no such file or folder here", "model_index.json"],
     );
     fails(&["parity", text(folder.path())], &[text(folder.path())]);
 }

@@ -12,7 +12,7 @@ fn compare(model: &str, dtype: DType, setup: Setup) {
         skipped(&format!("{model} [f16, {setup:?}]: {} has no f16", gpu.caps().name));
         return;
     }
-    let report = parity::run(&golden(model, ""), dtype, &gpu).unwrap();
+    let report = parity::run(&golden(model, ""), None, dtype, &gpu).unwrap();
     let above = report.rows.iter().filter(|row| !row.pass);
     let above: Vec<String> = above
         .map(|row| format!("{}: {:e} is above {:e} {}", row.name, row.error, row.tolerance, row.note))

@@ -17,6 +17,7 @@ mod probe;
 mod rows;
 mod shaders;
 mod silence;
+mod single_file;
 mod support;
 mod toy;
 mod training;

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use strata_engine::{DType, Gpu, GpuOptions};
-use strata_model::{Checkpoint, LoraSet, LoraWeights, TensorFile};
+use strata_model::{Checkpoint, LoraSet, LoraWeights, ModelOptions, TensorFile};
 use strata_trainer::{Batch, Learner, TrainConfig};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: fixed_batch UNET_FOLDER BATCH.safetensors LORA.safetensors STEPS".into());
     };
     let gpu = Gpu::open(&GpuOptions::default())?;
-    let mut unet = Checkpoint::open_unet(Path::new(unet))?.unet(&gpu, DType::F32)?;
+    let mut unet =
+        Checkpoint::open_unet(Path::new(unet), &ModelOptions::default())?.unet(&gpu, DType::F32)?;
     let lora = LoraSet::from_weights(&gpu, DType::F32, &LoraWeights::read(Path::new(lora))?, &unet)?;
     unet.attach(&lora)?;
 

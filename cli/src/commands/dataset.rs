@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use strata_model::{Checkpoint, write_atomic};
+use strata_model::write_atomic;
 use strata_trainer::lint::{Subject, Text, lint};
 use strata_trainer::{Config, Dataset as Pictures};
 
@@ -64,7 +64,7 @@ impl Check {
                 self.config.display()
             );
         }
-        let text = Text::open(&Checkpoint::open(&config.model)?)?;
+        let text = Text::open(&config.checkpoint()?)?;
         let datasets =
             config.feature.iter().map(|f| Pictures::open(&f.dataset)).collect::<Result<Vec<_>, _>>()?;
         datasets.iter().for_each(|dataset| note(&dataset.summary()));

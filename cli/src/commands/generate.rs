@@ -15,6 +15,7 @@ use strata_model::{Checkpoint, LoraSet, Pipeline, Sampling, Scene, Together, Wor
 use remarks::remarks;
 
 use super::lora::LoraArg;
+use super::model::ModelArgs;
 use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, number_format, seed, supported};
 
 /// Draw pictures from text with DDIM
@@ -44,8 +45,8 @@ Examples:
   strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
-    /// Folder of a Stable Diffusion model in diffusers layout
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What the picture should show
     #[arg(long)]
     prompt: String,
@@ -122,7 +123,7 @@ impl Generate {
             None if gpu.caps().f16 => DType::F16,
             None => DType::F32,
         };
-        let mut pipeline = open(&gpu, &self.model, dtype)?;
+        let mut pipeline = open(&gpu, &self.model.open()?, dtype)?;
         let size = self.latent_size(&pipeline)?;
         let mut features = Vec::new();
         for lora in &loras {
@@ -196,10 +197,9 @@ fn guidance(text: &str) -> Result<f32> {
 }
 
 /// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
-pub(super) fn open(gpu: &Gpu, root: &Path, dtype: DType) -> Result<Pipeline> {
-    let checkpoint = Checkpoint::open(root)?;
+pub(super) fn open(gpu: &Gpu, checkpoint: &Checkpoint, dtype: DType) -> Result<Pipeline> {
     let _reading = waiting("reading the model");
-    Ok(Pipeline::open(gpu, &checkpoint, dtype, DType::F32)?)
+    Ok(Pipeline::open(gpu, checkpoint, dtype, DType::F32)?)
 }
 
 fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use strata_model::{BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, Rule, Selection};
+use strata_model::{
+    BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, ModelOptions, Rule, Selection,
+};
 
 use super::thousands;
 
@@ -18,7 +20,7 @@ use super::thousands;
 #[command(after_help = "\
 Examples:
   strata layers sd15
-  strata layers sd15 --all
+  strata layers model.safetensors --all
   strata layers sd15 --select 'up_blocks.1 cross-attn' --select mid_block:16 --rank 4
   strata layers sd15 --select lora_unet_down_blocks_1_attentions_0_proj_in
   strata layers sd15/unet --select IN04,OUT08 --json
@@ -29,8 +31,11 @@ resnet, conv), a block (IN04, M00, OUT08, kohya:16), a level (low, mid, high) or
 is in either. 3x3 convolutions are hit by resnet, conv and their own names alone; `OUT08 conv` is those of a block. A later
 rule overrides an earlier one on the same layer, and may have a rank of its own after a colon.")]
 pub struct Layers {
-    /// Folder of a Stable Diffusion model in diffusers layout, or of its U-Net
+    /// A Stable Diffusion model: a checkpoint in one .safetensors file, a folder in diffusers layout, or that of a U-Net
     model: PathBuf,
+    /// Of a model in one file: a folder in diffusers layout that has the U-Net's configuration [default: Stable Diffusion's]
+    #[arg(long, value_name = "FOLDER")]
+    config: Option<PathBuf>,
     /// What gets a LoRA; may be given several times [default: attn]
     #[arg(long, value_name = "RULE[:RANK]")]
     select: Vec<String>,
@@ -60,7 +65,8 @@ struct Units<'a> {
 
 impl Layers {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
-        let checkpoint = Checkpoint::open_unet(&self.model)?;
+        let options = ModelOptions { config: self.config.clone(), ..ModelOptions::default() };
+        let checkpoint = Checkpoint::open_unet(&self.model, &options)?;
         checkpoint.check_unet()?;
         let layers = checkpoint.layers()?;
         let matches = Selection::new(&self.rules()?)?.resolve(&layers)?;
@@ -107,7 +113,7 @@ fn units<'a>(layers: &'a [LayerInfo], matches: &'a [Match]) -> Vec<Unit<'a>> {
 }
 
 /// `down_blocks.0.attentions.1`, `mid_block.resnets.0`, `time_embedding`, `conv_in`: the unit of a layer.
-fn unit_path(path: &str) -> &str {
+pub(super) fn unit_path(path: &str) -> &str {
     let dots = match path.split('.').next() {
         Some("down_blocks" | "up_blocks") => 4,
         Some("mid_block") => 3,
@@ -240,7 +246,7 @@ mod tests {
     #[test]
     fn ranks_after_a_colon() {
         let select = ["attn", "mid_block:16", "kohya:16", "kohya:16:4"].map(String::from).to_vec();
-        let layers = Layers { model: "m".into(), select, rank: 8, all: false, json: false };
+        let layers = Layers { model: "m".into(), config: None, select, rank: 8, all: false, json: false };
         let rules = layers.rules().unwrap();
         let parsed: Vec<(&str, usize)> = rules.iter().map(|rule| (rule.select.as_str(), rule.rank)).collect();
         assert_eq!(parsed, [("attn", 8), ("mid_block", 16), ("kohya:16", 8), ("kohya:16", 4)]);

@@ -21,10 +21,14 @@ use super::{GpuArgs, number_format, supported};
 Examples:
   strata parity goldens/sd15-tiny
   strata parity goldens/sd2-tiny --dtype f16
+  strata parity goldens/sd15-tiny --weights sd15-tiny.safetensors
   strata parity goldens/sd15-tiny --json > parity.json")]
 pub struct Parity {
     /// The folder of goldens
     dir: PathBuf,
+    /// Run them with the weights of a checkpoint in one .safetensors file; DIR has the configurations, and what the file lacks
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// Number format of weights and activations
     #[arg(long, value_parser = number_format(), default_value = "f32")]
     dtype: DType,
@@ -38,7 +42,7 @@ pub struct Parity {
 impl Parity {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let gpu = self.gpu.open()?;
-        let report = run(&self.dir, supported(self.dtype, &gpu)?, &gpu)?;
+        let report = run(&self.dir, self.weights.as_deref(), supported(self.dtype, &gpu)?, &gpu)?;
         if self.json {
             let mut value = serde_json::to_value(&report)?;
             value["pass"] = json!(report.pass());

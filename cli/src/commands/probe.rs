@@ -18,6 +18,7 @@ use strata_trainer::probe::{
 };
 
 use super::generate::open;
+use super::model::ModelArgs;
 use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, number_format, seed, supported};
 use loras::Loras;
 use pictures::Drawing;
@@ -44,8 +45,8 @@ Examples:
   strata probe sd15 --lora hair.safetensors:0.8 --tag hair_a --lora coat.safetensors --tag coat_b --out report
   strata probe sd15 --lora mine.safetensors --prompts prompts.txt --pictures-from photos --samples 8 --json")]
 pub struct Probe {
-    /// Folder of a Stable Diffusion model in diffusers layout
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     loras: Loras,
     /// Leave unused what of a LoRA file cannot be applied, such as its modules of the text encoder, and say so
@@ -109,7 +110,7 @@ impl Probe {
         }
         let gpu = gpu()?;
         let dtype = supported(self.dtype, &gpu)?;
-        let mut pipeline = open(&gpu, &self.model, dtype)?;
+        let mut pipeline = open(&gpu, &self.model.open()?, dtype)?;
         let [h, w, channels] = self.latent_shape(&pipeline)?;
         let mut features = Vec::new();
         for (name, lora) in &loras {
@@ -164,7 +165,8 @@ impl Probe {
         progress.finish_and_clear();
 
         let folder = self.pictures_from.as_ref().map(|folder| folder.display().to_string());
-        let report = Report::new(&probe, self.model.display().to_string(), dtype, self.seed, folder, reports);
+        let report =
+            Report::new(&probe, self.model.model.display().to_string(), dtype, self.seed, folder, reports);
         if let Some(file) = &self.dump {
             dump::write(&probe, file)?;
         }

@@ -106,6 +106,18 @@ impl ClipConfig {
             notes: Vec::new(),
         }
     }
+
+    /// That of OpenCLIP ViT-H/14 without its last layer, which Stable Diffusion 2 reads texts with.
+    pub fn sd2() -> Self {
+        Self {
+            hidden_size: 1024,
+            intermediate_size: 4096,
+            num_hidden_layers: 23,
+            num_attention_heads: 16,
+            hidden_act: Act::Gelu,
+            ..Self::sd15()
+        }
+    }
 }
 
 /// Which token's state is CLIP's pooled output: the first `eos_token_id`, or the first of the highest id where the

@@ -91,9 +91,7 @@ fn no_pipeline(root: &Path) -> Error {
     }
     let message = match hub_id(root) {
         _ if root.is_dir() => {
-            "no model_index.json here; expected the folder of a diffusers pipeline (single-file \
-                               checkpoints must be converted first)"
-                .to_owned()
+            "no model_index.json here; expected the folder of a diffusers pipeline".to_owned()
         }
         Some(id) => format!(
             "there is no such folder; if {id} is meant as a model on a hub: nothing is downloaded from there, so get it \

@@ -198,6 +198,16 @@ impl UnetConfig {
         }
     }
 
+    /// Stable Diffusion 2's.
+    pub fn sd2() -> Self {
+        Self {
+            heads: vec![5, 10, 20, 20],
+            cross_attention_dim: 1024,
+            use_linear_projection: true,
+            ..Self::sd15()
+        }
+    }
+
     /// Width of the time embedding after its two linear layers.
     pub fn time_embed_dim(&self) -> usize {
         4 * self.block_out_channels[0]
@@ -220,17 +230,26 @@ fn refuse_other_models(f: &mut Fields) -> Result<()> {
     let (Some(inward), Some(outward)) = (channels("in_channels"), channels("out_channels")) else {
         return Ok(());
     };
+    match other_kind(inward, outward) {
+        None => Ok(()),
+        Some(kind) => {
+            let message = format!("with out_channels {outward} that is {kind}");
+            Err(f.refuse("in_channels", &json!(inward), message))
+        }
+    }
+}
+
+/// What a U-Net is that does not predict from noisy latents alone, and what to take instead.
+pub(crate) fn other_kind(inward: u64, outward: u64) -> Option<String> {
     let kind = match (inward, outward) {
-        (inward, outward) if inward == outward => return Ok(()),
+        (inward, outward) if inward == outward => return None,
         (9, 4) => "an inpainting model, which also reads a mask and the masked picture",
         (8, 4) => "an InstructPix2Pix model, which also reads the picture to be changed",
         (7, 4) => "an upscaler, which also reads the small picture",
         (5, 4) => "a depth model, which also reads a depth map",
         _ => "a model that also reads something else",
     };
-    let message = format!(
-        "with out_channels {outward} that is {kind}; train on the model from text to picture that it was made from, whose \
-         LoRAs fit it as well"
-    );
-    Err(f.refuse("in_channels", &json!(inward), message))
+    Some(format!(
+        "{kind}; train on the model from text to picture that it was made from, whose LoRAs fit it as well"
+    ))
 }

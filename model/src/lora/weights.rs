@@ -7,7 +7,7 @@ use std::path::Path;
 use strata_engine::DType;
 
 use crate::formats::kohya;
-use crate::{Error, Result, note_keys};
+use crate::{Error, Result, note_keys, sniff};
 
 /// The part of a model that a module belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +62,7 @@ impl LoraWeights {
     /// # Errors
     /// The file is damaged, or of a spelling or kind that is not read.
     pub fn read(path: &Path) -> Result<Self> {
+        sniff::check_lora(path)?;
         kohya::read(path)
     }
 
@@ -130,6 +131,29 @@ impl LoraModule {
         self.down_shape.first().copied().unwrap_or(0)
     }
 
+    /// ‖ΔW‖, the root of the sum of its squares. Of up and down only products of rank × rank numbers are made:
+    /// ‖up · down‖² = Σ (upᵀ up) (down downᵀ).
+    pub fn norm(&self) -> f64 {
+        let rank = self.rank();
+        let columns: Vec<Vec<f64>> = (0..rank)
+            .map(|r| self.up.iter().skip(r).step_by(rank).map(|v| f64::from(*v)).collect())
+            .collect();
+        let rows: Vec<Vec<f64>> = self
+            .down
+            .chunks_exact((self.down.len() / rank).max(1))
+            .map(|row| row.iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let pairs = (0..rank).flat_map(|i| (0..=i).map(move |j| (i, j)));
+        let square: f64 = pairs
+            .map(|(i, j)| {
+                let twice = if i == j { 1.0 } else { 2.0 };
+                twice * dot(&columns[i], &columns[j]) * dot(&rows[i], &rows[j])
+            })
+            .sum();
+        f64::from(self.scale().abs()) * square.max(0.0).sqrt()
+    }
+
     /// What ΔW is multiplied with: alpha / rank.
     pub fn scale(&self) -> f32 {
         self.alpha / self.rank() as f32
@@ -190,5 +214,24 @@ impl LoraModule {
             up_shape,
             alpha: rank as f32,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norm_of_the_product() {
+        let module = LoraModule {
+            down: vec![1.0, -2.0, 0.5, 3.0, 0.0, 1.0],
+            down_shape: vec![2, 3],
+            up: vec![1.0, 2.0, -1.0, 4.0],
+            up_shape: vec![2, 2],
+            alpha: 1.0,
+        };
+        // up · down = [[7, -2, 2.5], [11, 2, 3.5]], times 1/2
+        let square = 49.0 + 4.0 + 6.25 + 121.0 + 4.0 + 12.25;
+        assert!((module.norm() - 0.5 * f64::sqrt(square)).abs() < 1e-12);
     }
 }

@@ -111,14 +111,14 @@ impl Blocks {
         })
     }
 
-    /// A layer's name in the original checkpoints, without `model.diffusion_model.`.
-    pub(super) fn ldm_path(&self, path: &str) -> Option<String> {
+    /// A layer's or norm's name in the original checkpoints, without `model.diffusion_model.`.
+    pub(crate) fn ldm_path(&self, path: &str) -> Option<String> {
         let kohya = self.name(path).map(|name| name.kohya);
         let input = || kohya.map(|k| format!("input_blocks.{k}"));
         let output = || kohya.map(|k| format!("output_blocks.{}", k - self.mid() - 1));
         Some(match place(path)? {
             Place::Input => "input_blocks.0.0".into(),
-            Place::Output => "out.2".into(),
+            Place::Output => if path == "conv_norm_out" { "out.0" } else { "out.2" }.into(),
             Place::Time => path
                 .replace("time_embedding.linear_1", "time_embed.0")
                 .replace("time_embedding.linear_2", "time_embed.2"),
@@ -155,7 +155,7 @@ fn place(path: &str) -> Option<Place<'_>> {
     };
     Some(match first {
         "conv_in" => Place::Input,
-        "conv_out" => Place::Output,
+        "conv_norm_out" | "conv_out" => Place::Output,
         "time_embedding" => Place::Time,
         "mid_block" => {
             let (number, attention, rest) = unit(after)?;
@@ -180,8 +180,10 @@ fn inner(attention: bool, rest: &str) -> String {
 
 fn resnet(layer: &str) -> &str {
     match layer {
+        "norm1" => "in_layers.0",
         "conv1" => "in_layers.2",
         "time_emb_proj" => "emb_layers.1",
+        "norm2" => "out_layers.0",
         "conv2" => "out_layers.3",
         "conv_shortcut" => "skip_connection",
         other => other,

@@ -4,20 +4,37 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use strata_engine::DType;
+use strata_model::{Checkpoint, ModelOptions, PredictionType};
 
 use super::check::{Problem, file_name, if_set, lora_file, named, within};
 use super::section::section;
 use super::value::choice;
 use super::{DatasetConfig, FeatureConfig, LoraRule, TrainConfig};
+use crate::Result;
 
 section! {
     /// Everything a run depends on. Paths in a file are relative to the folder of that file.
     pub struct Config {
-        /// Folder of a Stable Diffusion model in diffusers layout. Default `model`.
-        model: PathBuf = "model".into(), "folder of a Stable Diffusion model in diffusers layout",
-            check named("the folder of a diffusers model"),
+        /// A Stable Diffusion model: a checkpoint in one `.safetensors` file, or a folder in diffusers layout. Default `model`.
+        model: PathBuf = "model".into(), "a Stable Diffusion model: one .safetensors file, or a folder in diffusers layout",
+            check named("a .safetensors file or the folder of a diffusers model"),
             also "pretrained_model_name_or_path" "base_model" "name_or_path",
             decides false;
+        // what decides of these is in the model's digest
+        /// Another VAE: a `.safetensors` file, or a folder in diffusers layout. Default: the model's.
+        vae: Option<PathBuf> = None, example |_| PathBuf::from("vae.safetensors"),
+            "another VAE: a file or a folder; default: the model's",
+            check if_set(named("a .safetensors file or a folder")), also "pretrained_vae_model_name_or_path",
+            decides false;
+        /// For a model in one file: a folder in diffusers layout that has configurations, tokenizer, and the parts that the file
+        /// lacks. Default: those of Stable Diffusion.
+        config: Option<PathBuf> = None, example |_| PathBuf::from("folder"),
+            "of a single file: a diffusers folder for what it lacks; default: standard configurations",
+            check if_set(named("the folder of a diffusers model")), decides false;
+        /// What the model predicts. Default: what its files say.
+        prediction: Option<PredictionType> = None, example |_| PredictionType::VPrediction,
+            "what the model predicts, \"epsilon\" or \"v\"; default: what its files say",
+            also "v_parameterization" "prediction_type", decides false;
         /// The LoRA to write, a `.safetensors` file; of all features together, where there are several. Default
         /// `lora.safetensors`.
         output: PathBuf = "lora.safetensors".into(), "the LoRA to write",
@@ -61,6 +78,15 @@ choice! {
 }
 
 impl Config {
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// [`Checkpoint::open_with`]'s.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
+        let Self { vae, config, prediction, .. } = self.clone();
+        Ok(Checkpoint::open_with(&self.model, &ModelOptions { vae, config, prediction })?)
+    }
+
     /// Where the log of the steps goes: `log`, or `output` with the extension `.jsonl`.
     pub fn log_path(&self) -> PathBuf {
         self.log.clone().unwrap_or_else(|| self.output.with_extension("jsonl"))

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use strata_engine::DType;
+use strata_model::PredictionType;
 use toml::de::{DeInteger, DeValue};
 
 /// A value of a config file.
@@ -14,6 +15,10 @@ pub(crate) trait Value: Sized {
     /// Makes a path relative to `folder`, unless it is absolute.
     fn relocate(&mut self, _folder: &Path) {}
 }
+
+/// The kinds of models that are trained.
+const PREDICTIONS: [(&str, PredictionType); 2] =
+    [("epsilon", PredictionType::Epsilon), ("v", PredictionType::VPrediction)];
 
 fn whole(integer: &DeInteger<'_>) -> Option<i128> {
     i128::from_str_radix(integer.as_str(), integer.radix()).ok()
@@ -48,6 +53,19 @@ impl Value for DType {
 
     fn print(&self) -> Option<String> {
         Some(format!("{:?}", self.wgsl()))
+    }
+}
+
+/// What a model predicts.
+impl Value for PredictionType {
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let wanted = PREDICTIONS.into_iter().find(|(name, _)| value.as_str() == Some(name));
+        wanted.map(|(_, kind)| kind).ok_or_else(|| must_be_one_of(&PREDICTIONS.map(|(name, _)| name), value))
+    }
+
+    fn print(&self) -> Option<String> {
+        let (name, _) = PREDICTIONS.into_iter().find(|(_, kind)| kind == self)?;
+        Some(format!("{name:?}"))
     }
 }
 

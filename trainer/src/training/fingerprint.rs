@@ -81,6 +81,7 @@ impl Hash {
 mod tests {
     use std::path::Path;
 
+    use strata_model::PredictionType;
     use toml::{Table, Value};
 
     use super::*;
@@ -88,7 +89,8 @@ mod tests {
     use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
 
     /// Keys that a feature with steps of its own does not depend on.
-    const ASIDE: [&str; 12] = [
+    const ASIDE: [&str; 15] = [
+        "config",
         "feature.dataset.caption_extension",
         "feature.dataset.folder",
         "feature.describes",
@@ -97,10 +99,12 @@ mod tests {
         "log",
         "model",
         "output",
+        "prediction",
         "tensorboard",
         "train.gradient_checkpointing",
         "train.save_every",
         "train.steps",
+        "vae",
     ];
 
     /// A config of one feature that sets every key.
@@ -119,6 +123,9 @@ mod tests {
         let mut config = Config {
             log: Some("log.jsonl".into()),
             tensorboard: Some("curves".into()),
+            vae: Some("vae.safetensors".into()),
+            config: Some("folder".into()),
+            prediction: Some(PredictionType::Epsilon),
             feature: vec![feature],
             ..Config::default()
         };
@@ -170,7 +177,7 @@ mod tests {
             Value::String(text) => {
                 let near = [format!("x{text}"), format!("{text}x")];
                 near.into_iter()
-                    .chain(["f32", "linear", "joint"].map(String::from))
+                    .chain(["f32", "linear", "joint", "v"].map(String::from))
                     .map(Value::String)
                     .collect()
             }

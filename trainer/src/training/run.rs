@@ -194,7 +194,7 @@ impl<'a> Run<'a> {
     /// Everything that can be wrong without the GPU comes first: the model, its noise, and what is to be done.
     pub fn open(gpu: &'a Gpu, config: &'a Config, only: Option<&str>) -> Result<Self> {
         config.validate()?;
-        let checkpoint = Checkpoint::open(&config.model)?;
+        let checkpoint = config.checkpoint()?;
         let schedule = checkpoint.schedule()?;
         check_timesteps(config, &schedule)?;
         let plans = plan(config, &checkpoint, only)?;
@@ -205,7 +205,7 @@ impl<'a> Run<'a> {
     /// What is worth knowing before the first step: what was taken of the folders and what was not, and what of the model's
     /// configuration and of the rules will have no effect.
     fn notes(&self) -> Result<Vec<String>> {
-        let mut notes = self.checkpoint.scheduler()?.notes;
+        let mut notes = self.checkpoint.notes()?;
         for plan in self.plans.iter().filter(|plan| plan.due) {
             notes.push(plan.dataset.summary());
             notes.extend(too_wide(&plan.matches));

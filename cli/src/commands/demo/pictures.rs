@@ -7,7 +7,8 @@ use image::{RgbImage, imageops};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
 use strata_model::{
-    Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Scene, Tag, Together, Wording, png,
+    Checkpoint, Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Scene, Tag, Together, Wording,
+    png,
 };
 use strata_trainer::{Alignment, Sheet};
 
@@ -103,7 +104,7 @@ pub fn lora(folder: &Path, config: &str, feature: Unseen) -> PathBuf {
 impl Album {
     /// Draws `count` prompts in every way.
     pub fn draw(gpu: &Gpu, folder: &Path, count: usize, steps: usize) -> Result<Self> {
-        let mut pipeline = open(gpu, &folder.join("model"), DType::F32)?;
+        let mut pipeline = open(gpu, &Checkpoint::open(&folder.join("model"))?, DType::F32)?;
         for (config, feature) in [FEATURES, PLAIN].into_iter().flat_map(|c| Unseen::ALL.map(|f| (c, f))) {
             let path = lora(folder, config, feature);
             let set = LoraSet::from_weights(gpu, DType::F32, &LoraWeights::read(&path)?, &pipeline.unet)?;

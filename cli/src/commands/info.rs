@@ -1,0 +1,56 @@
+//! `strata info`
+
+mod lora;
+mod model;
+
+use std::io::Write;
+
+use anyhow::Result;
+use serde_json::Value;
+use strata_model::is_lora;
+
+use super::model::ModelArgs;
+
+/// Say what a model or a LoRA is, and what Strata does with it
+///
+/// Needs no GPU. What a file is, is told from its tensors, not from its name. Of a model: which Stable Diffusion it is, its
+/// parts, what its U-Net looks like and predicts. Of a LoRA: how it is spelled, ranks and alphas, how much it changes each block
+/// (the norm of ΔW over its modules there), tags, and what its metadata say.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  strata info v1-5-pruned-emaonly.safetensors
+  strata info stable-diffusion-v1-5
+  strata info lora.safetensors
+  strata info lora.safetensors --json | jq .metadata")]
+pub struct Info {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// One line of what is shown: what it is about, and what there is to say.
+type Line = (&'static str, String);
+
+impl Info {
+    pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        let path = &self.model.model;
+        if path.is_file() && is_lora(path)? {
+            return self.show(out, lora::describe(path)?);
+        }
+        self.show(out, model::describe(path, &self.model.options())?)
+    }
+
+    fn show(&self, out: &mut impl Write, (json, lines): (Value, Vec<Line>)) -> Result<()> {
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?;
+            return Ok(());
+        }
+        for (about, text) in lines {
+            writeln!(out, "{about:13} {text}")?;
+        }
+        Ok(())
+    }
+}
