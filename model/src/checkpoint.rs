@@ -210,6 +210,14 @@ impl Checkpoint {
         Ok(TextEncoder::new(Arc::new(self.tokenizer()?), clip))
     }
 
+    /// How many layers the text encoder has.
+    ///
+    /// # Errors
+    /// Its configuration is missing, damaged or of another kind.
+    pub fn text_layers(&self) -> Result<usize> {
+        Ok(ClipConfig::open(&self.source.config(Component::TextEncoder)?)?.num_hidden_layers)
+    }
+
     /// The vectors that tokens begin as, row-major, and their width.
     ///
     /// # Errors
