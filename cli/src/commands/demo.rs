@@ -10,9 +10,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use strata_engine::Gpu;
+use strata_model::check_folder;
 
 use super::dataset::Dataset;
 use super::probe::Probe;
@@ -103,6 +104,7 @@ impl<W: Write> Script<'_, W> {
 
 impl Demo {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        check_folder(&self.out).with_context(|| format!("--out {}", self.out.display()))?;
         let gpu = self.gpu.open()?;
         match self.json {
             true => writeln!(out, "{}", self.show(&gpu, &mut io::sink())?.to_json()?)?,

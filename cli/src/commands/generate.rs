@@ -15,7 +15,7 @@ use strata_model::{Checkpoint, LoraSet, Pipeline, Sampling, Scene, Together, Wor
 use remarks::remarks;
 
 use super::lora::LoraArg;
-use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, number_format, seed, supported};
+use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, check_file, note, number_format, seed, supported};
 
 /// Draw pictures from text with DDIM
 ///
@@ -113,6 +113,22 @@ impl From<TogetherArg> for Together {
 impl Generate {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         self.check_out()?;
+        let last = self.seed.checked_add(u64::from(self.count) - 1);
+        ensure!(
+            last.is_some(),
+            "--seed {}: the largest seed is {}, which is before that of the last of {} pictures",
+            self.seed,
+            u64::MAX,
+            self.count
+        );
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let layers = checkpoint.text_layers()?;
+        ensure!(
+            usize::from(self.clip_skip) <= layers,
+            "--clip-skip {}: the text encoder of {} has {layers} layers; choose 1 to {layers}",
+            self.clip_skip,
+            self.model.display()
+        );
         let prompts = [&self.prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
         let loras = self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
@@ -143,7 +159,7 @@ impl Generate {
         let skip = usize::from(self.clip_skip - 1);
         let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
         for i in 0..self.count {
-            let seed = self.seed.wrapping_add(i.into());
+            let seed = self.seed + u64::from(i);
             let latents = scene.draw(&pipeline, &[seed], || progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
@@ -158,11 +174,10 @@ impl Generate {
     /// Finds out before the work whether the picture will have a place.
     fn check_out(&self) -> Result<()> {
         let out = self.out.display();
-        ensure!(self.out.extension().is_some_and(|e| e == "png"), "--out {out}: name a .png file");
+        let png = self.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        ensure!(png, "--out {out}: name a .png file");
         ensure!(!self.out.is_dir(), "--out {out}: is a folder; name a .png file");
-        let folder = self.out.parent().filter(|folder| *folder != Path::new(""));
-        ensure!(folder.is_none_or(Path::is_dir), "--out {out}: there is no such folder; make it first");
-        Ok(())
+        check_file("--out", &self.path_of(0))
     }
 
     /// Height and width of latents.
