@@ -80,7 +80,7 @@ pub fn supported(dtype: DType, gpu: &Gpu) -> Result<DType> {
 
 /// Finds out before the work whether a file can be written where an option asks for it.
 pub fn check_file(option: &str, path: &Path) -> Result<()> {
-    check_room(path, 0).with_context(|| format!("{option} {}", path.display()))
+    check_room(path, 0).with_context(|| option.to_owned())
 }
 
 /// Reads a rank, or says what one is.

@@ -176,6 +176,15 @@ fn standard_output_that_takes_nothing_is_named() {
 }
 
 #[test]
+fn pictures_of_a_demo_that_was_not_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fails(
+        &["demo", "--out", text(folder.path()), "--pictures-only"],
+        &["--pictures-only", "no earlier demo", "strata demo --out"],
+    );
+}
+
+#[test]
 fn devices_are_listed() {
     assert!(prints(&["devices"]).starts_with("0: "));
     let list: serde_json::Value = serde_json::from_str(&prints(&["devices", "--json"])).unwrap();

@@ -198,8 +198,9 @@ impl Generate {
         if self.count == 1 {
             return self.out.clone();
         }
-        let name = self.out.file_stem().unwrap_or_default().to_string_lossy();
-        self.out.with_file_name(format!("{name}-{}.png", i + 1))
+        let [name, extension] = [self.out.file_stem(), self.out.extension()].map(Option::unwrap_or_default);
+        let (name, extension) = (name.to_string_lossy(), extension.to_string_lossy());
+        self.out.with_file_name(format!("{name}-{}.{extension}", i + 1))
     }
 }
 

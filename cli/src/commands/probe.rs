@@ -187,7 +187,7 @@ impl Probe {
     /// Finds out before the work whether folders are there, or can be made, and files written.
     fn check_paths(&self) -> Result<()> {
         if let Some(folder) = &self.out {
-            check_folder(folder).with_context(|| format!("--out {}", folder.display()))?;
+            check_folder(folder).context("--out")?;
         }
         if let Some(file) = &self.dump {
             check_file("--dump", file)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 use strata_model::{LoraWeights, Part, TensorFile};
 use tempfile::tempdir;
 
-use super::{fails, misused, model, strata, text};
+use super::{fails, misused, model, prints, strata, text};
 use crate::support::{copy_folder, golden, put};
 
 /// A LoRA that names its tags waits for them.
@@ -134,9 +134,9 @@ fn generating_refuses_what_cannot_work() {
     );
     with(&["--width", "63"], &["--width 63", "multiple of"]);
     with(&["--out", "picture.gif"], &["picture.gif", ".png"]);
-    with(&["--out", "no/such/folder/x.png"], &["--out no/such/folder/x.png", "no such folder"]);
+    with(&["--out", "no/such/folder/x.png"], &["--out: cannot write no/such/folder/x.png", "no such folder"]);
     #[cfg(target_os = "linux")]
-    with(&["--out", "/proc/x.png"], &["--out /proc/x.png: cannot write"]);
+    with(&["--out", "/proc/x.png"], &["--out: cannot write /proc/x.png"]);
     with(&["--clip-skip", "99"], &["--clip-skip 99", "choose 1 to 4"]);
     let last = u64::MAX.to_string();
     with(&["--seed", &last, "--count", "2"], &["--seed", &last, "2 pictures"]);
@@ -159,6 +159,18 @@ pub fn overflow(file: &Path, tensor: &str) {
         *value = f32::MAX.to_le_bytes();
     }
     fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn several_pictures_are_numbered() {
+    let folder = tempdir().unwrap();
+    let (model, out) = (model(), folder.path().join("a.PNG"));
+    let size = ["--steps", "1", "--width", "64", "--height", "64"];
+    let args = ["generate", text(&model), "--prompt", "x", "--count", "2", "--out", text(&out)];
+    prints(&[&args[..], &size].concat());
+    for name in ["a-1.PNG", "a-2.PNG"] {
+        assert!(image::open(folder.path().join(name)).is_ok(), "{name}");
+    }
 }
 
 /// They would be black.

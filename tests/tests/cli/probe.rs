@@ -16,7 +16,7 @@ fn probing_refuses_what_cannot_work() {
     };
     with(&["--pictures-from", "nope"], &["--pictures-from nope: there is no such folder"]);
     with(&["--out", text(&file.join("x"))], &["--out", "file: is a file, so there is no folder"]);
-    with(&["--dump", "no/such/folder/x"], &["--dump no/such/folder/x", "no such folder"]);
+    with(&["--dump", "no/such/folder/x"], &["--dump: cannot write no/such/folder/x", "no such folder"]);
     // what fails later has made no folder
     let out = folder.path().join("out");
     with(&["--out", text(&out), "--size", "63"], &["--size 63"]);
