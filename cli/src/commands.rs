@@ -15,10 +15,13 @@ pub mod probe;
 pub mod train;
 mod tuning;
 
-use anyhow::{Result, bail, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use strata_engine::{DType, Gpu, GpuOptions};
 use strata_model::progress::note;
+use strata_model::{MAX_RANK, check_room};
 
 /// Which GPU adapter to use.
 #[derive(clap::Args)]
@@ -75,6 +78,19 @@ pub fn supported(dtype: DType, gpu: &Gpu) -> Result<DType> {
         caps.name
     );
     Ok(dtype)
+}
+
+/// Finds out before the work whether a file can be written where an option asks for it.
+pub fn check_file(option: &str, path: &Path) -> Result<()> {
+    check_room(path, 0).with_context(|| option.to_owned())
+}
+
+/// Reads a rank, or says what one is.
+pub fn rank(text: &str) -> Result<usize> {
+    match text.parse() {
+        Ok(rank) if (1..=MAX_RANK).contains(&rank) => Ok(rank),
+        _ => bail!("a rank is a whole number from 1 to {MAX_RANK}"),
+    }
 }
 
 /// `1234567` as `1,234,567`.

@@ -7,7 +7,10 @@ mod commands;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+#[cfg(unix)]
+use std::sync::{Arc, atomic::AtomicBool};
 
+use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use strata_model::progress;
 
@@ -55,21 +58,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = with_negative_numbers(Cli::command()).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
-    progress::set_quiet(cli.quiet);
-    let mut out = io::stdout().lock();
-    let done = match &cli.command {
-        Command::Demo(command) => command.run(&mut out),
-        Command::Devices(command) => command.run(&mut out),
-        Command::Info(command) => command.run(&mut out),
-        Command::Layers(command) => command.run(&mut out),
-        Command::Dataset(command) => command.run(&mut out),
-        Command::Train(command) => command.run(&mut out),
-        Command::Generate(command) => command.run(&mut out),
-        Command::Probe(command) => command.run(&mut out),
-        Command::Parity(command) => command.run(&mut out),
-        Command::Bench(command) => command.run(&mut out),
+    let mut out = Stdout(io::stdout());
+    let done = match parse() {
+        Ok(cli) => run(&cli, &mut out),
+        Err(wrong) if wrong.use_stderr() => wrong.exit(),
+        Err(help) => help.print().map_err(|e| named(e).into()),
     };
     match done.and_then(|()| Ok(out.flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,6 +74,52 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn parse() -> Result<Cli, clap::Error> {
+    Cli::from_arg_matches(&with_negative_numbers(Cli::command()).try_get_matches()?)
+}
+
+fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
+    outlive_limits()?;
+    progress::set_quiet(cli.quiet);
+    match &cli.command {
+        Command::Demo(command) => command.run(out),
+        Command::Devices(command) => command.run(out),
+        Command::Info(command) => command.run(out),
+        Command::Layers(command) => command.run(out),
+        Command::Dataset(command) => command.run(out),
+        Command::Train(command) => command.run(out),
+        Command::Generate(command) => command.run(out),
+        Command::Probe(command) => command.run(out),
+        Command::Parity(command) => command.run(out),
+        Command::Bench(command) => command.run(out),
+    }
+}
+
+/// Makes a file that grows past the system's limit (`ulimit -f`) an error of that write: by default it is a signal that ends
+/// the process, with what it has learned.
+fn outlive_limits() -> io::Result<()> {
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    Ok(())
+}
+
+/// Standard output, whose errors say that they are its own.
+struct Stdout(io::Stdout);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(named)
+    }
+}
+
+fn named(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("standard output: {error}"))
 }
 
 /// Lets options have values such as -1, so that these are refused as numbers and not as options that nobody knows.

@@ -49,6 +49,36 @@ pub fn check_room(path: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// Makes a folder and those that it lies in, where they are not there.
+///
+/// # Errors
+/// A file is where a folder should be, or a folder cannot be made.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    match folder.ancestors().find(|above| above.exists()) {
+        Some(file) if !file.is_dir() => {
+            let message =
+                format!("is a file, so there is no folder {}; choose another place", folder.display());
+            Err(Error::file(file, message))
+        }
+        _ => fs::create_dir_all(folder).map_err(Error::io("make folder", folder)),
+    }
+}
+
+/// Tries whether [`make_folder`] would succeed and files could be written there, and leaves nothing behind.
+///
+/// # Errors
+/// A file is where a folder should be, or its place is not writable.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    let above = folder.ancestors().find(|above| *above == Path::new("") || above.exists()).unwrap_or(folder);
+    match above.is_file() {
+        true => make_folder(folder),
+        false => {
+            let above = if above == Path::new("") { Path::new(".") } else { above };
+            temporary(above).map(drop).map_err(Error::io("write to", above))
+        }
+    }
+}
+
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -79,10 +109,8 @@ fn try_write(
 /// A file in `folder` that is removed when it is dropped. Its lock says that the process which writes it lives.
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     if !folder.is_dir() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            format!("there is no folder {}", folder.display()),
-        ));
+        let what = if folder.exists() { "is no folder" } else { "there is no such folder" };
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{}: {what}", folder.display())));
     }
     let mut builder = tempfile::Builder::new();
     builder.prefix(MARKS[0]).suffix(MARKS[1]);
@@ -159,9 +187,26 @@ mod tests {
         assert!(full.contains("out.safetensors") && full.contains("17592186044416.0 MiB"), "{full}");
         assert!(message(folder.path(), 1).contains("is a folder"));
         let nowhere = message(&folder.path().join("none").join("out"), 1);
-        assert!(nowhere.contains("there is no folder"), "{nowhere}");
+        assert!(nowhere.contains("there is no such folder"), "{nowhere}");
         fs::write(&file, "").unwrap();
-        assert!(message(&file.join("out"), 1).contains("there is no folder"));
+        assert!(message(&file.join("out"), 1).contains("out.safetensors: is no folder"));
+    }
+
+    #[test]
+    fn a_file_in_place_of_a_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, file) = (folder.path().join("new"), folder.path().join("run.toml"));
+        check_folder(&new.join("deep")).unwrap();
+        assert!(!new.exists(), "it leaves nothing");
+        make_folder(&new.join("deep")).unwrap();
+        assert!(new.join("deep").is_dir());
+        fs::write(&file, "").unwrap();
+        for refused in
+            [make_folder(&file.join("deep")), check_folder(&file), check_folder(&file.join("deep"))]
+        {
+            let message = refused.unwrap_err().to_string();
+            assert!(message.contains("run.toml: is a file, so there is no folder"), "{message}");
+        }
     }
 
     /// Permissions do not stop root; a file system that takes no files does.

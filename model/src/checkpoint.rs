@@ -220,6 +220,14 @@ impl Checkpoint {
         Ok(TextEncoder::new(Arc::new(self.tokenizer()?), clip))
     }
 
+    /// How many layers the text encoder has.
+    ///
+    /// # Errors
+    /// Its configuration is missing, damaged or of another kind.
+    pub fn text_layers(&self) -> Result<usize> {
+        Ok(self.text_config()?.num_hidden_layers)
+    }
+
     /// The vectors that tokens begin as, row-major, and their width.
     ///
     /// # Errors
@@ -261,16 +269,20 @@ impl Checkpoint {
         Ok((config, weights))
     }
 
+    fn text_config(&self) -> Result<ClipConfig> {
+        match (self.source.config(Component::TextEncoder)?, self.family) {
+            (Some(path), _) => ClipConfig::open(&path),
+            (None, Family::Sd1) => Ok(ClipConfig::sd15()),
+            (None, Family::Sd2) => Ok(ClipConfig::sd2()),
+        }
+    }
+
     /// What the text encoder looks like, and its weights.
     ///
     /// # Errors
     /// As [`text_encoder`](Self::text_encoder).
     fn text_parts(&self) -> Result<(ClipConfig, Weights)> {
-        let config = match (self.source.config(Component::TextEncoder)?, self.family) {
-            (Some(path), _) => ClipConfig::open(&path)?,
-            (None, Family::Sd1) => ClipConfig::sd15(),
-            (None, Family::Sd2) => ClipConfig::sd2(),
-        };
+        let config = self.text_config()?;
         let weights = match self.source.place(Component::TextEncoder)? {
             Place::Folder(folder) => folder::weights(&folder, Component::TextEncoder)?,
             Place::File(file) => file.text_encoder(&config)?,

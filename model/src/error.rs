@@ -1,6 +1,6 @@
 //! Everything that can go wrong in this crate. Each message names the thing, what was found and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -172,6 +172,12 @@ impl From<strata_engine::Error> for Error {
             other => Self::Engine(other),
         }
     }
+}
+
+/// `1 step`, `2 steps`.
+pub fn counted<N: fmt::Display + PartialEq + From<u8>>(n: N, what: &str) -> String {
+    let end = if n == N::from(1) { "" } else { "s" };
+    format!("{n} {what}{end}")
 }
 
 /// The names, comma separated; a long list is cut, since a file of the wrong model has hundreds.

@@ -95,7 +95,7 @@ impl Pipeline {
     /// The pictures of latents [B, h, w, C], one after the other so that memory is enough for large ones.
     ///
     /// # Errors
-    /// The shape does not fit, or the GPU fails.
+    /// The shape does not fit, the VAE's weights make values that are not finite, or the GPU fails.
     pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
         let (&[_, h, w, c], false) = (latents.shape(), latents.is_empty()) else {
             return Err(Error::Input(format!("latents {:?} are not [B, h, w, C]", latents.shape())));
@@ -108,7 +108,18 @@ impl Pipeline {
             let latent = Tensor::from_f32(latents.gpu(), &latent, &[1, h, w, c], self.vae.dtype())?;
             let decoded = self.vae.decode(&Cx::new(&tape), &latent)?;
             let (height, width) = (decoded.shape()[1] as u32, decoded.shape()[2] as u32);
-            let bytes = decoded.to_f32()?.into_iter().map(byte).collect();
+            let values = decoded.to_f32()?;
+            let bad = values.iter().filter(|value| !value.is_finite()).count();
+            if bad > 0 {
+                let largest = latent.to_f32()?.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+                let message = format!(
+                    "the VAE made a picture of which {bad} of {} values are not finite, of latents up to {largest:.1e}: where \
+                     that is far above 10, take less guidance or LoRA; else its weights (`vae`) are damaged: fetch them again",
+                    values.len()
+                );
+                return Err(Error::Input(message));
+            }
+            let bytes = values.into_iter().map(byte).collect();
             RgbImage::from_raw(width, height, bytes).ok_or_else(|| {
                 Error::Input(format!("decoded {:?} is no picture of three colours", decoded.shape()))
             })

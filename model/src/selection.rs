@@ -75,8 +75,8 @@ pub struct Selection {
     rules: Vec<Rule>,
 }
 
-/// More than any layer's full rank.
-const MAX_RANK: usize = 4096;
+/// The largest rank of a rule: more than any layer's full rank.
+pub const MAX_RANK: usize = 4096;
 const GROUPS: [&str; 8] = ["attn", "self-attn", "cross-attn", "ff", "proj", "transformer", "resnet", "conv"];
 const KOHYA: &str = "lora_unet_";
 const LEVELS: [(&str, Level); 3] = [("low", Level::Low), ("mid", Level::Mid), ("high", Level::High)];
@@ -89,7 +89,7 @@ impl Selection {
     pub fn new(rules: &[Rule]) -> Result<Self> {
         for rule in rules {
             let error = |message: String| Err(Error::Pattern { pattern: rule.select.clone(), message });
-            if unions(&rule.select).any(|terms| terms.is_empty()) {
+            if rule.select.split([',', '|', '&']).any(|terms| terms.trim().is_empty()) {
                 return error(
                     "a term is missing; give a path, a group, a block or a level, such as `attn`".into(),
                 );

@@ -12,6 +12,7 @@ pub(crate) const ENOUGH: u64 = 512;
 pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
     const PICKLE: &str = "a pickled checkpoint (.ckpt, .pt, .bin), which can run code when read and is not supported; \
                           convert it once with diffusers, `save_pretrained(folder, safe_serialization=True)`";
+    const PICTURE: &str = "a picture; name the file that was meant";
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let begins = |mark: &str| text.get(..mark.len()).is_some_and(|t| t.eq_ignore_ascii_case(mark.as_bytes()));
     let holds = |mark: &[u8]| start.windows(mark.len()).any(|part| part == mark);
@@ -22,6 +23,8 @@ pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
         [b'P', b'K', 3, 4, ..] => "a zip archive; unpack it",
         [0x1f, 0x8b, ..] => "a gzip archive; unpack it",
         [0x80, 2..=5, ..] => PICKLE,
+        [0x89, b'P', b'N', b'G', ..] | [0xff, 0xd8, 0xff, ..] | [b'G', b'I', b'F', b'8', ..] => PICTURE,
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => PICTURE,
         [b'G', b'G', b'U', b'F', ..] => "a GGUF file, which is not supported; get the model as safetensors",
         _ if begins("version https://git-lfs") => {
             "a git-LFS pointer, which stands for a file that was not fetched; run `git lfs pull` where it was cloned, or \

@@ -225,7 +225,9 @@ fn vocabulary(folder: &Path) -> Result<(Vocab, Merges, BTreeMap<u32, AddedToken>
         return Ok((json(&vocab)?, pairs, BTreeMap::new()));
     }
     if !whole.is_file() {
-        let message = "expected vocab.json and merges.txt, or tokenizer.json".into();
+        let message = "expected vocab.json and merges.txt, or tokenizer.json: the model was not fetched whole; fetch these \
+                       from where it came from"
+            .into();
         return Err(Error::Tokenizer { path: folder.into(), message });
     }
 

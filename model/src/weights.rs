@@ -280,16 +280,18 @@ fn no_weights(folder: &Path, stem: &str) -> Error {
     };
     let pickled = |name: &String| [".bin", ".ckpt", ".pt", ".pth"].iter().any(|end| name.ends_with(end));
     let found = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).find(pickled);
-    Error::file(
-        folder,
-        match found {
-            Some(name) => format!(
+    match found {
+        Some(name) => Error::file(
+            folder,
+            format!(
                 "only pickled weights (`{name}`), which can run code when read and are not supported; convert them once with \
                  diffusers: `DiffusionPipeline.from_pretrained(old).save_pretrained(new, safe_serialization=True)`"
             ),
-            None => {
-                format!("no `{stem}.safetensors` here; expected a component folder of a diffusers pipeline")
-            }
-        },
-    )
+        ),
+        None => Error::file(
+            folder.join(format!("{stem}.safetensors")),
+            "is missing, and so are its `.fp16.safetensors` and its shards (`.safetensors.index.json`): the model was not \
+             fetched whole; fetch one of these from where the model came from",
+        ),
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use strata_model::counted;
+
 /// `Result` of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -62,7 +64,7 @@ pub enum Error {
     },
 
     /// The end of the run was asked for.
-    #[error("interrupted after {steps} steps")]
+    #[error("interrupted after {}", counted(*steps, "step"))]
     Interrupted {
         /// Steps taken.
         steps: u64,

@@ -11,6 +11,7 @@ pub(crate) mod metadata;
 pub(crate) mod optimizer;
 pub(crate) mod plan;
 pub(crate) mod pupil;
+mod replaced;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod step;

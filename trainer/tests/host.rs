@@ -39,7 +39,7 @@ fn a_wrong_config_names_line_key_and_remedy() {
     let cases = [
         ("seed = 1\n[train]\nstep = 5\n", "run.toml:3: unknown key `step`", "did you mean `steps`?"),
         ("[train]\nlr = 0.0\n", "run.toml:2: train.lr = 0.0", "must be more than 0"),
-        ("[[lora]]\nrank = 0\n", "run.toml:2: lora[0].rank = 0", "must be at least 1"),
+        ("[[lora]]\nrank = 0\n", "run.toml:2: lora[0].rank = 0", "must be a whole number from 1 to 4096"),
         ("[dataset]\nresolution = 500\n", "run.toml:2: dataset.resolution = 500", "try 496 or 504"),
         ("output = 'lora.pt'\n", "run.toml:1: output", ".safetensors"),
         ("[train]\nsteps = 'many'\n", "run.toml:2: train.steps", "must be a whole number"),

@@ -13,7 +13,7 @@ use strata_kernels::Choice;
 use strata_model::progress;
 use strata_model::write_atomic;
 
-use super::{GpuArgs, note, number_format, supported, tuning};
+use super::{GpuArgs, check_file, note, number_format, supported, tuning};
 
 /// Side of the latents and batches on GPUs, pictures of 512 × 512, and on CPU adapters, which are far slower.
 const DEFAULTS: [(usize, &[usize]); 2] = [(64, &[1, 4]), (32, &[1])];
@@ -74,6 +74,9 @@ pub struct Bench {
 impl Bench {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let before = self.compare.as_deref().map(read).transpose()?;
+        for (option, file) in [("--save", &self.save), ("--plot", &self.plot)] {
+            file.as_deref().map_or(Ok(()), |file| check_file(option, file))?;
+        }
         let gpu = self.gpu.open()?;
         let (latent, batches) = DEFAULTS[usize::from(gpu.caps().cpu)];
         let dtype = self.dtype.unwrap_or(if gpu.caps().f16 { DType::F16 } else { DType::F32 });

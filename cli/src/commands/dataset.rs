@@ -4,11 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use strata_model::write_atomic;
+use strata_model::{counted, write_atomic};
 use strata_trainer::lint::{Subject, Text, lint};
 use strata_trainer::{Config, Dataset as Pictures};
 
-use super::note;
+use super::{check_file, note};
 
 /// Look after pictures and captions
 #[derive(clap::Args)]
@@ -64,6 +64,9 @@ impl Check {
                 self.config.display()
             );
         }
+        if let Some(html) = &self.html {
+            check_file("--html", html)?;
+        }
         let text = Text::open(&config.checkpoint()?)?;
         let datasets =
             config.feature.iter().map(|f| Pictures::open(&f.dataset)).collect::<Result<Vec<_>, _>>()?;
@@ -89,7 +92,7 @@ impl Check {
         let (errors, warnings) = (report.errors().count(), report.warnings().count());
         if errors > 0 || (self.strict && warnings > 0) {
             out.flush()?;
-            bail!("{errors} errors, {warnings} warnings");
+            bail!("{}, {}", counted(errors, "error"), counted(warnings, "warning"));
         }
         Ok(())
     }

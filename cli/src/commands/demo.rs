@@ -10,9 +10,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use strata_engine::Gpu;
+use strata_model::check_folder;
 
 use super::dataset::Dataset;
 use super::probe::Probe;
@@ -103,6 +104,12 @@ impl<W: Write> Script<'_, W> {
 
 impl Demo {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
+        check_folder(&self.out).context("--out")?;
+        let folder = self.out.display();
+        ensure!(
+            !self.pictures_only || self.out.join("model").is_dir(),
+            "--pictures-only: {folder} has no earlier demo; run `strata demo --out {folder}` first"
+        );
         let gpu = self.gpu.open()?;
         match self.json {
             true => writeln!(out, "{}", self.show(&gpu, &mut io::sink())?.to_json()?)?,

@@ -16,7 +16,7 @@ use remarks::remarks;
 
 use super::lora::LoraArg;
 use super::model::ModelArgs;
-use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, note, number_format, seed, supported};
+use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, check_file, note, number_format, seed, supported};
 
 /// Draw pictures from text with DDIM
 ///
@@ -114,6 +114,22 @@ impl From<TogetherArg> for Together {
 impl Generate {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         self.check_out()?;
+        let last = self.seed.checked_add(u64::from(self.count) - 1);
+        ensure!(
+            last.is_some(),
+            "--seed {}: the largest seed is {}, which is before that of the last of {} pictures",
+            self.seed,
+            u64::MAX,
+            self.count
+        );
+        let checkpoint = self.model.open()?;
+        let layers = checkpoint.text_layers()?;
+        ensure!(
+            usize::from(self.clip_skip) <= layers,
+            "--clip-skip {}: the text encoder of {} has {layers} layers; choose 1 to {layers}",
+            self.clip_skip,
+            checkpoint.path().display()
+        );
         let prompts = [&self.prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
         let loras = self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
@@ -123,7 +139,7 @@ impl Generate {
             None if gpu.caps().f16 => DType::F16,
             None => DType::F32,
         };
-        let mut pipeline = open(&gpu, &self.model.open()?, dtype)?;
+        let mut pipeline = open(&gpu, &checkpoint, dtype)?;
         let size = self.latent_size(&pipeline)?;
         let mut features = Vec::new();
         for lora in &loras {
@@ -144,7 +160,7 @@ impl Generate {
         let skip = usize::from(self.clip_skip - 1);
         let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
         for i in 0..self.count {
-            let seed = self.seed.wrapping_add(i.into());
+            let seed = self.seed + u64::from(i);
             let latents = scene.draw(&pipeline, &[seed], || progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
@@ -159,11 +175,10 @@ impl Generate {
     /// Finds out before the work whether the picture will have a place.
     fn check_out(&self) -> Result<()> {
         let out = self.out.display();
-        ensure!(self.out.extension().is_some_and(|e| e == "png"), "--out {out}: name a .png file");
+        let png = self.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        ensure!(png, "--out {out}: name a .png file");
         ensure!(!self.out.is_dir(), "--out {out}: is a folder; name a .png file");
-        let folder = self.out.parent().filter(|folder| *folder != Path::new(""));
-        ensure!(folder.is_none_or(Path::is_dir), "--out {out}: there is no such folder; make it first");
-        Ok(())
+        check_file("--out", &self.path_of(0))
     }
 
     /// Height and width of latents.
@@ -184,8 +199,9 @@ impl Generate {
         if self.count == 1 {
             return self.out.clone();
         }
-        let name = self.out.file_stem().unwrap_or_default().to_string_lossy();
-        self.out.with_file_name(format!("{name}-{}.png", i + 1))
+        let [name, extension] = [self.out.file_stem(), self.out.extension()].map(Option::unwrap_or_default);
+        let (name, extension) = (name.to_string_lossy(), extension.to_string_lossy());
+        self.out.with_file_name(format!("{name}-{}.{extension}", i + 1))
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::json;
 use strata_model::{
-    BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, ModelOptions, Rule, Selection,
+    BlockName, Blocks, Checkpoint, LayerInfo, LayerKind, Match, ModelOptions, Rule, Selection, counted,
 };
 
-use super::thousands;
+use super::{rank, thousands};
 
 /// Show which layers of a U-Net a selection hits
 ///
@@ -40,8 +40,8 @@ pub struct Layers {
     #[arg(long, value_name = "RULE[:RANK]")]
     select: Vec<String>,
     /// Rank of rules that have none of their own
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
-    rank: u32,
+    #[arg(long, default_value_t = 8, value_parser = rank)]
+    rank: usize,
     /// Show the layers that are not selected as well
     #[arg(long)]
     all: bool,
@@ -83,11 +83,13 @@ impl Layers {
         let rule = |text: &String| {
             // kohya:16 is a block
             let ranked = text.rsplit_once(':').filter(|(select, _)| !select.ends_with("kohya"));
-            let (select, rank) = match ranked.and_then(|(select, rank)| Some((select, rank.parse().ok()?))) {
-                Some((select, rank)) => (select, rank),
-                None => (text.as_str(), self.rank as usize),
+            let (select, rank) = match ranked {
+                Some((select, after)) => {
+                    let what = || format!("--select {text}: `{after}` after the colon is no rank");
+                    (select, rank(after).with_context(what)?)
+                }
+                None => (text.as_str(), self.rank),
             };
-            ensure!(rank > 0, "--select {text}: the rank must be at least 1");
             Ok(Rule { select: select.to_owned(), rank, alpha: rank as f32, lr: None })
         };
         texts.iter().map(rule).collect()
@@ -178,7 +180,11 @@ fn print(out: &mut impl Write, units: &Units) -> Result<()> {
         let (count, numbers) = (unit.hits().count(), unit.hits().map(parameters).sum());
         let hit = match count {
             0 => String::new(),
-            _ => format!("{count} of {} layers, {} parameters", unit.layers.len(), thousands(numbers)),
+            _ => format!(
+                "{count} of {}, {} parameters",
+                counted(unit.layers.len(), "layer"),
+                thousands(numbers)
+            ),
         };
         writeln!(out, "{}", format!("{indent}{own:24}  {name:15}  {hit}").trim_end())?;
         for (layer, hit) in units.shown_of(unit) {
@@ -200,7 +206,8 @@ fn print(out: &mut impl Write, units: &Units) -> Result<()> {
     let kilobytes = thousands((2 * numbers).div_ceil(1000));
     writeln!(
         out,
-        "\n* {count} of {layers} layers, {} parameters, {kilobytes} kB as f16",
+        "\n* {count} of {}, {} parameters, {kilobytes} kB as f16",
+        counted(layers, "layer"),
         thousands(numbers)
     )?;
     Ok(())
@@ -250,6 +257,21 @@ mod tests {
         let rules = layers.rules().unwrap();
         let parsed: Vec<(&str, usize)> = rules.iter().map(|rule| (rule.select.as_str(), rule.rank)).collect();
         assert_eq!(parsed, [("attn", 8), ("mid_block", 16), ("kohya:16", 8), ("kohya:16", 4)]);
+    }
+
+    #[test]
+    fn ranks_that_are_none_are_told() {
+        for (text, after) in
+            [("attn:abc", "abc"), ("attn:-1", "-1"), ("attn:0", "0"), ("attn:8,ff", "8,ff"), ("a:", "")]
+        {
+            let layers =
+                Layers { model: "m".into(), select: vec![text.into()], rank: 8, all: false, json: false };
+            let message = format!("{:#}", layers.rules().unwrap_err());
+            let told = format!(
+                "--select {text}: `{after}` after the colon is no rank: a rank is a whole number from 1 to 4096"
+            );
+            assert_eq!(message, told);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use image::ImageReader;
 use strata_model::progress::note;
-use strata_model::{GateMode, LoraWeights, Region, tags_of};
+use strata_model::{GateMode, LoraWeights, Part, Region, counted, tags_of};
 
 /// Every option, as it is typed up to its value.
 const OPTIONS: [&str; 6] = ["gate=", "tag=", "class=", "region=", "after", "uncond"];
@@ -86,13 +86,19 @@ impl LoraArg {
         let mut after = false;
         for option in options {
             match option.split_once('=').unwrap_or((option, "")) {
-                ("gate", name) => lora.gate = Some(gate_of(name)?),
+                ("gate", name) => {
+                    ensure!(lora.gate.is_none(), "gate={name}: a LoRA has one gate; keep one gate=");
+                    lora.gate = Some(gate_of(name)?);
+                }
                 ("tag", tag) => lora.tags.push(word("tag", tag)?),
                 ("class", class) => {
                     ensure!(lora.class.is_none(), "class={class}: a LoRA has one class");
                     lora.class = Some(word("class", class)?);
                 }
-                ("region", place) => lora.region = Some(Place::parse(place)?),
+                ("region", place) => {
+                    ensure!(lora.region.is_none(), "region={place}: a LoRA has one region; keep one region=");
+                    lora.region = Some(Place::parse(place)?);
+                }
                 ("after", _) => after = true,
                 _ => lora.uncond = true,
             }
@@ -110,13 +116,15 @@ impl LoraArg {
         let mut file = LoraWeights::read(&path)?;
         let others = file.take_others();
         if !others.is_empty() {
-            let list: Vec<String> = others.iter().map(|(part, n)| format!("{n} modules of {part}")).collect();
+            let of = |(part, n): (&Part, &usize)| format!("{} of {part}", counted(*n, "module"));
+            let list: Vec<String> = others.iter().map(of).collect();
             let what = format!("{}: has {}", path.display(), list.join(" and "));
             ensure!(
                 allow_unused && !file.modules.is_empty(),
                 "{what}, and LoRA is applied to the U-Net alone; --allow-unused goes without them, where there are others"
             );
-            note(&format!("{what}, which are not used"));
+            let are = if others.values().sum::<usize>() == 1 { "is" } else { "are" };
+            note(&format!("{what}, which {are} not used"));
         }
         let mut tags = self.tags.clone();
         if tags.is_empty() {
@@ -271,6 +279,8 @@ mod tests {
             ("a,region=", &["region= has no value"]),
             ("a,region=0:0:2:1", &["0:0:2:1", "left half"]),
             ("a,class=x,class=y", &["one class"]),
+            ("a,gate=prompt,gate=always", &["gate=always", "one gate"]),
+            ("a,region=0:0:1:1,region=m.png", &["region=m.png", "one region"]),
             ("", &["name a file"]),
         ] {
             let message = refused(arg);

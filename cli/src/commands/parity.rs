@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use strata_benches::parity::{Report, Row, run};
 use strata_engine::DType;
+use strata_model::counted;
 
 use super::{GpuArgs, number_format, supported};
 
@@ -55,7 +56,8 @@ impl Parity {
             return Ok(());
         }
         let failed = report.rows.iter().filter(|row| !row.pass).count();
-        bail!("{failed} comparisons above their tolerance, {} not possible", report.problems.len())
+        let failed = counted(failed, "comparison");
+        bail!("{failed} above tolerance, {} not possible", report.problems.len())
     }
 }
 

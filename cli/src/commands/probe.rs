@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
-use strata_model::{GateMode, LoraSet, Pipeline, Tag, keys_of};
+use strata_model::{GateMode, LoraSet, Pipeline, Tag, check_folder, keys_of, make_folder};
 use strata_trainer::Resolution;
 use strata_trainer::probe::{
     Draws, FeatureReport, Part, Probe as Prober, ProbeFeature, Report, Script, latents_of, parts,
@@ -19,7 +19,7 @@ use strata_trainer::probe::{
 
 use super::generate::open;
 use super::model::ModelArgs;
-use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, number_format, seed, supported};
+use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, check_file, number_format, seed, supported};
 use loras::Loras;
 use pictures::Drawing;
 
@@ -104,10 +104,7 @@ impl Probe {
     pub fn run_on(&self, gpu: impl FnOnce() -> Result<Gpu>, out: &mut impl Write) -> Result<()> {
         let loras = self.loras.open(self.allow_unused)?;
         let lines = self.prompts.as_deref().map(lines).transpose()?.unwrap_or_default();
-        if let Some(folder) = &self.out {
-            fs::create_dir_all(folder)
-                .with_context(|| format!("--out {}: cannot be made", folder.display()))?;
-        }
+        self.check_paths()?;
         let gpu = gpu()?;
         let dtype = supported(self.dtype, &gpu)?;
         let mut pipeline = open(&gpu, &self.model.open()?, dtype)?;
@@ -170,7 +167,11 @@ impl Probe {
         if let Some(file) = &self.dump {
             dump::write(&probe, file)?;
         }
-        let files = self.out.as_deref().map(|folder| report.write(folder)).transpose()?.unwrap_or_default();
+        let mut files = Vec::new();
+        if let Some(folder) = &self.out {
+            make_folder(folder)?;
+            files = report.write(folder)?;
+        }
         if self.json {
             writeln!(out, "{}", report.to_json()?)?;
             return Ok(());
@@ -178,6 +179,20 @@ impl Probe {
         write!(out, "{}", report.to_text())?;
         for file in files.iter().chain(&self.dump) {
             writeln!(out, "wrote {}", file.display())?;
+        }
+        Ok(())
+    }
+
+    /// Finds out before the work whether folders are there, or can be made, and files written.
+    fn check_paths(&self) -> Result<()> {
+        if let Some(folder) = &self.out {
+            check_folder(folder).context("--out")?;
+        }
+        if let Some(file) = &self.dump {
+            check_file("--dump", file)?;
+        }
+        if let Some(folder) = &self.pictures_from {
+            ensure!(folder.is_dir(), "--pictures-from {}: there is no such folder", folder.display());
         }
         Ok(())
     }
@@ -197,7 +212,8 @@ impl Probe {
         let Some(folder) = &self.pictures_from else { return Ok(Vec::new()) };
         let scale = pipeline.vae.config().downscale();
         let size = Resolution { width: (w * scale) as u32, height: (h * scale) as u32 };
-        Ok(latents_of(gpu, &pipeline.vae, folder, size, 4 * usize::from(self.samples))?)
+        latents_of(gpu, &pipeline.vae, folder, size, 4 * usize::from(self.samples))
+            .with_context(|| format!("--pictures-from {}", folder.display()))
     }
 
     /// Pairs of prompts to draw; without a report, nobody would see them.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
+use strata_model::counted;
 use strata_trainer::{Config, Memory, Outcome, ProbeRecord, Summary, measure, run};
 
 use super::interrupt::interruptible;
@@ -123,10 +124,11 @@ impl Train {
                 writeln!(out, "{title}not trained; its file is up to date, or was not asked for")?;
                 continue;
             }
-            writeln!(out, "{title}{layers} layers, {} parameters", thousands(parameters))?;
-            writeln!(out, "{title}{steps} steps, loss {loss:.4}")?;
+            writeln!(out, "{title}{}, {} parameters", counted(layers, "layer"), thousands(parameters))?;
+            writeln!(out, "{title}{}, loss {loss:.4}", counted(steps, "step"))?;
             if skipped > 0 {
-                writeln!(out, "{title}{skipped} steps left out, since a gradient was not finite in f16")?;
+                let skipped = counted(skipped, "step");
+                writeln!(out, "{title}{skipped} left out, since a gradient was not finite in f16")?;
             }
             if let Some(ProbeRecord { step, drift, leak, .. }) = probe {
                 let leak = leak.map_or("-".into(), |leak| format!("{leak:.3}"));
@@ -144,7 +146,8 @@ impl Train {
             writeln!(out, "wrote {} (all features)", combined.display())?;
         }
         if steps > 0 {
-            writeln!(out, "{steps} steps in {seconds:.1} s ({:.2} a second)", steps as f64 / seconds)?;
+            let pace = steps as f64 / seconds;
+            writeln!(out, "{} in {seconds:.1} s ({pace:.2} a second)", counted(steps, "step"))?;
             writeln!(out, "log   {}", log.display())?;
         }
         Ok(())

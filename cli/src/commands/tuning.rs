@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use strata_engine::Gpu;
 use strata_kernels::{Tuning, tuning_name, use_tuning};
-use strata_model::write_atomic;
+use strata_model::{make_folder, write_atomic};
 
 use super::note;
 
@@ -22,13 +22,16 @@ pub fn load(gpu: &Gpu) -> Result<Tuning> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Tuning::default()),
-        Err(e) => return Ok(ignored(&path, &e)),
+        Err(e) => {
+            return Ok(ignored(&path, &format!("cannot be read ({e}); make it readable, or remove it")));
+        }
     };
-    Ok(serde_json::from_slice(&text).unwrap_or_else(|e| ignored(&path, &e)))
+    let damaged = |e| ignored(&path, &format!("is damaged ({e}); `strata bench --tune` writes it anew"));
+    Ok(serde_json::from_slice(&text).unwrap_or_else(damaged))
 }
 
-fn ignored(path: &Path, e: &dyn std::fmt::Display) -> Tuning {
-    note(&format!("{} is ignored: {e}; `strata bench --tune` writes it anew", path.display()));
+fn ignored(path: &Path, why: &str) -> Tuning {
+    note(&format!("what was tuned is ignored: {} {why}", path.display()));
     Tuning::default()
 }
 
@@ -41,7 +44,7 @@ pub fn apply(gpu: &Gpu) -> Result<()> {
 pub fn save(gpu: &Gpu, tuning: &Tuning) -> Result<PathBuf> {
     let path = path(gpu)?.context("this system names no cache folder for the user")?;
     let folder = path.parent().unwrap_or(&path);
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    make_folder(folder)?;
     write_atomic(&path, |file| serde_json::to_writer_pretty(file, tuning).map_err(Into::into))?;
     Ok(path)
 }

@@ -1,6 +1,7 @@
 //! A JSON object that is read strictly.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -22,6 +23,10 @@ const EMA: [&str; 10] = [
     "use_ema_warmup",
 ];
 
+/// Of a file that every model has.
+const MISSING: &str =
+    "is missing: the model was not fetched whole; fetch this file from where the model came from";
+
 /// One JSON object being read: every key asked for is removed, and what remains at the end is unknown.
 pub(super) struct Fields {
     path: PathBuf,
@@ -31,7 +36,10 @@ pub(super) struct Fields {
 
 impl Fields {
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = fs::read(path).map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::file(path, MISSING),
+            _ => Error::io("read", path)(e),
+        })?;
         let parse = |text: &str| serde_json::from_str(&quote_non_finite(text)).map_err(|e| e.to_string());
         let text = std::str::from_utf8(&bytes).map_err(|e| e.to_string());
         let map = text.and_then(|text| parse(text.trim_start_matches('\u{feff}'))).map_err(|reason| {

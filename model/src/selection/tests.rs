@@ -215,6 +215,9 @@ fn mistakes_are_explained() {
         ("lora_unet_mid_blok_attentions_0", "`lora_unet_mid_block_attentions_0`"),
         ("", "a term is missing"),
         ("attn,", "a term is missing"),
+        ("mid & ", "a term is missing"),
+        ("& attn", "a term is missing"),
+        ("mid && attn", "a term is missing"),
     ] {
         let message = message(select, &layers);
         assert!(message.contains(part), "{select}: {message}");

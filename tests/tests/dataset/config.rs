@@ -7,7 +7,7 @@ use strata_engine::DType;
 use strata_trainer::{AdamW, Config, LoraRule, Optimizer, Resolution, Schedule};
 use tempfile::tempdir;
 
-use crate::support::{put, refused};
+use crate::support::{golden, put, refused};
 
 fn parse(text: &str) -> Result<Config, strata_trainer::Error> {
     Config::parse(text, Path::new("run.toml"))
@@ -26,6 +26,8 @@ fn the_printed_default_is_the_default() {
     let all = parse(&uncommented).unwrap();
     assert!(all.log.is_some() && all.train.loss.min_snr_gamma.is_some() && all.lora[0].lr.is_some());
     assert!(text.lines().all(|l| l.len() <= 140), "readable without scrolling");
+    let line = text.lines().find(|line| line.contains("stop_leak")).unwrap();
+    assert!(line.contains("counted from drift 0.001 on"), "{line}");
 }
 
 #[test]
@@ -62,6 +64,22 @@ fn paths_are_relative_to_the_file() {
     refused(Config::load(&folder.path().join("none.toml")), &["none.toml", "config"]);
 }
 
+/// What is missing is told as such, and not as the folder that it would be.
+#[test]
+fn folders_that_a_file_does_not_name_are_told() {
+    let folder = tempdir().unwrap();
+    let load = |text: &str| Config::load(&put(folder.path(), "run.toml", text));
+    refused(load(""), &["run.toml: model is not given", "by default it is", "/model, which is not there"]);
+    refused(load("model = \"m\"\n[dataset]\nflip = true"), &["run.toml: dataset.folder is not given"]);
+    let feature = "model = \"m\"\n[[feature]]\nname = \"a\"\ntags = [\"a\"]\n";
+    refused(load(feature), &["run.toml: feature[0].dataset.folder is not given"]);
+    load(&format!("{feature}[feature.dataset]\nfolder = \"p\"")).unwrap();
+    for default in ["model", "pictures"] {
+        fs::create_dir(folder.path().join(default)).unwrap();
+    }
+    load("").unwrap();
+}
+
 #[test]
 fn unknown_keys_are_refused_with_the_nearest_known_one() {
     for (text, parts) in [
@@ -92,15 +110,18 @@ fn values_that_cannot_work_are_refused_with_key_line_and_value() {
         ("[dataset]\nresolution = [512, 512, 512]", &["dataset.resolution"]),
         ("[dataset]\nresolution = 0", &["dataset.resolution"]),
         ("[dataset]\ncaption_extension = \"png\"", &["caption_extension"]),
-        ("[[lora]]\nrank = 0", &["rank", "0", "at least 1"]),
+        ("[[lora]]\nrank = 0", &["lora[0].rank = 0", "must be a whole number from 1 to 4096"]),
+        ("[[lora]]\nrank = 1.5", &["lora[0].rank = 1.5", "must be a whole number from 1 to 4096"]),
+        ("[[lora]]\nrank = -1", &["lora[0].rank = -1", "must be a whole number from 1 to 4096"]),
         ("[[lora]]\nalpha = 0.0", &["alpha"]),
         ("[[lora]]\nalpha = nan", &["alpha"]),
         ("[[lora]]\nselect = \"\"", &["select"]),
         ("[[lora]]\n[[lora]]\nlr = -1.0", &["lora[1].lr", "-1"]),
-        ("[train]\nsteps = 0", &["train.steps", "0", "at least 1"]),
+        ("[train]\nsteps = 0", &["train.steps", "0", "from 1 to 100000000"]),
+        ("[train]\nsave_every = -1", &["train.save_every = -1", "from 0 to"]),
         ("[train]\nbatch_size = 0", &["train.batch_size"]),
         ("[train]\ngradient_accumulation = 0", &["train.gradient_accumulation"]),
-        ("[train]\nlr = inf", &["train.lr"]),
+        ("[train]\nlr = inf", &["train.lr = inf: is not finite; must be more than 0"]),
         ("[train]\nsteps = 10\nwarmup_steps = 11", &["run.toml:3", "train.warmup_steps", "11", "10"]),
         ("[train]\nbetas = [0.9, 1.0]", &["train.betas"]),
         ("[train]\nbetas = [0.9]", &["train.betas"]),
@@ -183,6 +204,7 @@ fn a_key_given_twice_is_named_with_both_lines() {
 #[test]
 fn files_that_are_not_utf_8_are_named() {
     let folder = tempdir().unwrap();
+    fs::create_dir(folder.path().join("pictures")).unwrap();
     let load = |bytes: &[u8]| {
         let path = folder.path().join("run.toml");
         fs::write(&path, bytes).unwrap();
@@ -200,26 +222,33 @@ fn files_that_are_not_utf_8_are_named() {
             refused(load(&file), &["run.toml", "UTF-16", "UTF-8"]);
         }
     }
+    refused(
+        load(&fs::read(golden("sd15-tiny", "lora/attn_sel_kohya.safetensors")).unwrap()),
+        &["run.toml: is no text"],
+    );
     refused(load(b"seed = 3\n# f\xfcr\n"), &["run.toml:2", "0xfc", "Windows-1252", "UTF-8"]);
 }
 
 #[test]
 fn huge_numbers_end_at_the_limit() {
     for (text, parts) in [
-        ("[[lora]]\nrank = 4000000000", &["run.toml:2", "lora[0].rank", "4000000000", "at most 4096"][..]),
-        ("[[lora]]\nrank = 99999999999999999999999999999999999999999999", &["lora[0].rank", "4294967295"]),
-        ("[train]\nbatch_size = 4294967295", &["train.batch_size", "at most 1024"]),
-        ("[train]\ngradient_accumulation = 4294967295", &["train.gradient_accumulation", "at most 1024"]),
-        ("[train]\nsteps = 9223372036854775807", &["train.steps", "at most 100000000"]),
+        ("[[lora]]\nrank = 4000000000", &["run.toml:2", "lora[0].rank", "4000000000", "from 1 to 4096"][..]),
+        (
+            "[[lora]]\nrank = 99999999999999999999999999999999999999999999",
+            &["lora[0].rank", "from 1 to 4096"],
+        ),
+        ("[train]\nbatch_size = 4294967295", &["train.batch_size", "from 1 to 1024"]),
+        ("[train]\ngradient_accumulation = 4294967295", &["train.gradient_accumulation", "from 1 to 1024"]),
+        ("[train]\nsteps = 9223372036854775807", &["train.steps", "from 1 to 100000000"]),
         ("[dataset]\nresolution = 100000", &["dataset.resolution", "8192"]),
         ("[dataset]\nresolution = 5000000000", &["dataset.resolution", "8192"]),
         (
             "[[feature]]\nname = \"a\"\ntags = [\"a\"]\nsteps = 9223372036854775807",
-            &["run.toml:4", "feature[0].steps", "at most 100000000"],
+            &["run.toml:4", "feature[0].steps", "from 1 to 100000000"],
         ),
         (
             "[[feature]]\nname = \"a\"\ntags = [\"a\"]\n[feature.silence]\nrank = 18446744073709551615",
-            &["feature[0].silence.rank", "at most 4096"],
+            &["feature[0].silence.rank", "from 0 to 4096"],
         ),
     ] {
         refused(parse(text), parts);

@@ -7,6 +7,8 @@ use image::codecs::gif::GifEncoder;
 use image::{Frame, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
 use strata_trainer::{Dataset, DatasetConfig, Resolution, Why, mirror};
 use tempfile::{TempDir, tempdir};
+use tiff::encoder::TiffEncoder;
+use tiff::encoder::colortype::RGB8;
 
 use crate::support::{put, refused};
 
@@ -128,6 +130,24 @@ fn folders_that_cannot_be_learned_from_are_refused() {
     refused(open(), &["missing caption", "a.png", "a.txt"]);
     put(path, "a.txt", " \nsecond line");
     refused(open(), &["a.txt", "empty"]);
+    // all that is wrong, together
+    for name in ["b.png", "c.png", "d.png"] {
+        picture(16, 8).save(path.join(name)).unwrap();
+    }
+    put(path, "b.txt", b"caf\xe9");
+    refused(
+        open(),
+        &[
+            "some pictures and captions cannot be used:\n",
+            "a.txt: the first line is empty",
+            "b.txt: line 1",
+            "0xe9",
+            "2 pictures have no .txt beside them (c.png, d.png)",
+        ],
+    );
+    for name in ["b.png", "b.txt", "c.png", "d.png"] {
+        fs::remove_file(path.join(name)).unwrap();
+    }
     put(path, "a.txt", "a cat");
     assert_eq!(open().unwrap().len(), 1);
     put(path, "b.avif", "");
@@ -195,6 +215,48 @@ fn what_is_not_learned_from_is_named() {
              picture (lone.txt)"
         )
     );
+}
+
+#[test]
+fn captions_are_found_whatever_the_case_of_their_extension() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    for name in ["5.PNG", "6.png"] {
+        picture(16, 8).save_with_format(path.join(name), ImageFormat::Png).unwrap();
+    }
+    put(path, "5.TXT", "five");
+    put(path, "6.Txt", "another");
+    put(path, "6.txt", "six");
+    let captions = |extension: &str| -> Vec<String> {
+        let config = DatasetConfig { caption_extension: extension.into(), ..config(path) };
+        Dataset::open(&config).unwrap().pictures().iter().map(|p| p.caption.clone()).collect()
+    };
+    assert_eq!(captions(".txt"), ["five", "six"]);
+    for (name, text) in [("5.booru.txt", "5 b"), ("6.Booru.Txt", "6 b")] {
+        put(path, name, text);
+    }
+    assert_eq!(captions(".booru.txt"), ["5 b", "6 b"]);
+}
+
+#[test]
+fn pages_after_the_first_are_said() {
+    let folder = tempdir().unwrap();
+    let path = folder.path();
+    let mut pages = TiffEncoder::new(fs::File::create(path.join("a.tif")).unwrap()).unwrap();
+    for _ in 0..2 {
+        pages.write_image::<RGB8>(16, 8, picture(16, 8).as_raw()).unwrap();
+    }
+    picture(16, 8).save(path.join("b.tif")).unwrap();
+    for name in ["a.txt", "b.txt"] {
+        put(path, name, "x");
+    }
+    let dataset = Dataset::open(&config(path)).unwrap();
+    assert!(
+        dataset.summary().ends_with("; not used: all but the first page of 1 picture (a.tif)"),
+        "{}",
+        dataset.summary()
+    );
+    dataset.check().unwrap();
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn the_16_bit_variant_is_found_and_pickles_are_not_read() {
     let folder = tempdir().unwrap();
     let path = folder.path();
     refused(Weights::open(&path.join("none"), STEM), &["none"]);
-    refused(Weights::open(path, STEM), &["no `diffusion_pytorch_model.safetensors`"]);
+    refused(Weights::open(path, STEM), &["diffusion_pytorch_model.safetensors: is missing", "fetch"]);
     put(path, &format!("{STEM}.bin"), "");
     refused(Weights::open(path, STEM), &["pickled", "safe_serialization"]);
     put(path, &format!("{STEM}.fp16.safetensors"), safetensors(&[("a", "F16", &[1], vec![0, 0])]));

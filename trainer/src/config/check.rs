@@ -77,11 +77,10 @@ pub(crate) fn require(ok: bool, must: impl Into<String>) -> Result<(), String> {
     if ok { Ok(()) } else { Err(must.into()) }
 }
 
-/// From `min` to `max`, both included.
+/// A whole number from `min` to `max`, both included.
 pub(crate) fn within<T: PartialOrd + Display>(min: T, max: T) -> impl Fn(&T) -> Result<(), String> {
     move |value| {
-        require(*value >= min, format!("must be at least {min}"))?;
-        require(*value <= max, format!("must be at most {max}"))
+        require((&min..=&max).contains(&value), format!("must be a whole number from {min} to {max}"))
     }
 }
 
@@ -97,12 +96,14 @@ pub(crate) fn if_set<T: Borrow<B>, B: ?Sized>(
 
 /// More than 0 and finite; NaN is not.
 pub(crate) fn positive(x: &f64) -> Result<(), String> {
-    require(*x > 0.0 && x.is_finite(), "must be more than 0")
+    require(x.is_finite(), "is not finite; must be more than 0")?;
+    require(*x > 0.0, "must be more than 0")
 }
 
 /// At least 0 and finite; NaN is not.
 pub(crate) fn not_negative(x: &f64) -> Result<(), String> {
-    require(*x >= 0.0 && x.is_finite(), "must be 0 or more")
+    require(x.is_finite(), "is not finite; must be 0 or more")?;
+    require(*x >= 0.0, "must be 0 or more")
 }
 
 /// A path that is not empty; `what` it leads to.

@@ -1,10 +1,9 @@
 //! Layers and ranks: `[[lora]]`, `[[feature.lora]]`.
 
+use strata_model::MAX_RANK;
+
 use super::check::{Problem, if_set, positive, require, within};
 use super::section::section;
-
-/// More than the rank of any weight of Stable Diffusion that is no convolution.
-const MAX_RANK: u32 = 4096;
 
 section! {
     /// A rule: the layers a pattern selects get a LoRA of this rank.
@@ -14,7 +13,7 @@ section! {
             check pattern, also "target_modules" "layers" "only_if_contains";
         /// Rank r: `down` is r × in, `up` is out × r. Default 8.
         rank: u32 = 8, "more learns more, and makes a larger file",
-            check within(1, MAX_RANK), also "network_dim" "dim" "lora_rank" "linear";
+            check within(1, MAX_RANK as u32), also "network_dim" "dim" "lora_rank" "linear";
         /// The LoRA's output is multiplied by alpha / r. Default 8.
         alpha: f64 = 8.0, "the LoRA is scaled by alpha / rank",
             check positive, also "network_alpha" "lora_alpha" "linear_alpha";

@@ -15,13 +15,17 @@ impl Config {
     /// Reads and checks a config file.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Config`] where it is not UTF-8, else whatever
-    /// [`Config::parse`] says.
+    /// [`Error::Io`] where the file cannot be read, [`Error::Config`] where it is not UTF-8 or leaves out a folder that is
+    /// not where it would be by default, else whatever [`Config::parse`] says.
     pub fn load(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io("read config", path))?;
         let fail = |(line, message)| Error::Config { file: Some(path.to_owned()), line, message };
         let text = decode(bytes).map_err(fail)?;
-        Self::parse(&text, path)
+        let config = Self::parse(&text, path)?;
+        match left_out(&text, &config) {
+            Some(message) => Err(fail((None, message))),
+            None => Ok(config),
+        }
     }
 
     /// Parses and checks the text of a config. `file` names it in errors, and its folder is where relative paths start.
@@ -57,6 +61,26 @@ impl Config {
     }
 }
 
+/// Names a folder that every run needs, where the file does not name it and none has its name.
+fn left_out(text: &str, config: &Config) -> Option<String> {
+    let (table, _) = DeTable::parse_recoverable(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let pictures = match &config.feature[..] {
+        [] => vec![("dataset".to_owned(), &config.dataset.folder)],
+        features => {
+            let at = (0..).map(|i| format!("feature[{i}].dataset"));
+            at.zip(features.iter().map(|feature| &feature.dataset.folder)).collect()
+        }
+    };
+    let pictures = pictures.into_iter().map(|(at, folder)| (join(&at, "folder"), folder));
+    let mut needed = std::iter::once(("model".to_owned(), &config.model)).chain(pictures);
+    let (key, folder) =
+        needed.find(|(key, folder)| find(table.get_ref(), key).is_none() && !folder.exists())?;
+    Some(format!(
+        "{key} is not given, and by default it is {}, which is not there; name the folder that is meant",
+        folder.display()
+    ))
+}
+
 /// A table of a file.
 pub(crate) struct Source<'a> {
     text: &'a str,
@@ -78,10 +102,16 @@ impl Source<'_> {
         section.read(self)
     }
 
-    /// Reads a key, if it is there.
-    pub fn key<V: Value>(&self, name: &str, to: &mut V) -> Result<(), Problem> {
+    /// Reads a key, if it is there. What cannot be read is told with the limits of `check`, where it has some.
+    pub fn key<V: Value>(
+        &self,
+        name: &str,
+        to: &mut V,
+        check: impl Fn(&V) -> Result<(), String>,
+    ) -> Result<(), Problem> {
         let Some(value) = self.table.get(name) else { return Ok(()) };
         *to = V::read(value.get_ref()).map_err(|must| {
+            let must = V::largest().and_then(|largest| check(&largest).err()).unwrap_or(must);
             let written = self.text.get(value.span()).and_then(|text| text.lines().next());
             Problem::new(join(&self.at, name), written.unwrap_or_default(), must)
         })?;
@@ -234,6 +264,10 @@ fn decode(bytes: Vec<u8>) -> Result<String, (Option<usize>, String)> {
     let wide = 4 * zeros(0).max(zeros(1)) > bytes.len();
     if wide || bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err((None, "is UTF-16; save it as UTF-8".to_owned()));
+    }
+    if bytes.iter().any(|byte| *byte < b'\t') {
+        let message = "is no text; name a TOML file, such as `strata train --print-config` prints";
+        return Err((None, message.to_owned()));
     }
     String::from_utf8(bytes).map_err(|error| {
         let (valid, bytes) = (error.utf8_error().valid_up_to(), error.as_bytes());

@@ -212,7 +212,7 @@ macro_rules! section {
                 from: &$crate::config::parse::Source<'_>,
             ) -> Result<(), $crate::config::check::Problem> {
                 $(
-                    $(section!(@read $note from self $name);)?
+                    $(section!(@read $note from self $name $($check)?);)?
                     $(section!(@read $kind from self $name);)?
                 )*
                 Ok(())
@@ -270,7 +270,10 @@ macro_rules! section {
         $from.tables(stringify!($name), &mut $self.$name)?
     };
     (@read $note:literal $from:ident $self:ident $name:ident) => {
-        $from.key(stringify!($name), &mut $self.$name)?
+        $from.key(stringify!($name), &mut $self.$name, |_| Ok(()))?
+    };
+    (@read $note:literal $from:ident $self:ident $name:ident $check:expr) => {
+        $from.key(stringify!($name), &mut $self.$name, |value| ($check)(value))?
     };
 
     (@together flat $self:ident $name:ident) => {

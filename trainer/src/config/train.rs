@@ -55,8 +55,9 @@ section! {
             also "save_every_n_steps" "checkpointing_steps", decides false;
         /// Probe a feature every so many steps: drift with its tag, leak without; 0 = never. Default 0.
         probe_every: u64 = 0, "steps between probes of a feature for leaks; 0 = never";
-        /// Stop training a feature once a probe finds a leak above this; 0 = never. Default 0.
-        stop_leak: f64 = 0.0, "stop a feature once a probe finds it leaks more; 0 = never", check not_negative;
+        /// Stop training a feature once a probe finds a leak above this, at a drift of at least 0.001: a LoRA that has hardly
+        /// moved answers to everything alike. 0 = never. Default 0.
+        stop_leak: f64 = 0.0, "stop a feature that leaks more, counted from drift 0.001 on; 0 = never", check not_negative;
         /// First timestep to draw. Default 0.
         timestep_min: u32 = 0, "first timestep to draw: 0 is the clean picture", also "min_timestep";
         /// One past the last timestep to draw, at most 1000. Default 1000.

@@ -14,6 +14,10 @@ pub(crate) trait Value: Sized {
     fn print(&self) -> Option<String>;
     /// Makes a path relative to `folder`, unless it is absolute.
     fn relocate(&mut self, _folder: &Path) {}
+    /// The largest value, of types that have one: what a check says of it is what it says of all that is no such value.
+    fn largest() -> Option<Self> {
+        None
+    }
 }
 
 /// The kinds of models that are trained.
@@ -37,6 +41,10 @@ macro_rules! whole_numbers {
 
             fn print(&self) -> Option<String> {
                 Some(self.to_string())
+            }
+
+            fn largest() -> Option<Self> {
+                Some(Self::MAX)
             }
         }
     )*};
@@ -130,6 +138,10 @@ impl<V: Value> Value for Option<V> {
 
     fn relocate(&mut self, folder: &Path) {
         self.iter_mut().for_each(|value| value.relocate(folder));
+    }
+
+    fn largest() -> Option<Self> {
+        V::largest().map(Some)
     }
 }
 

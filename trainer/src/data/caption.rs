@@ -1,31 +1,85 @@
 //! Captions, and texts in whatever encoding they were saved.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::data::dataset::names;
 use crate::{Error, Result};
 
 /// The caption of a picture.
 pub(crate) struct Caption {
-    pub path: PathBuf,
     /// The first line, trimmed; never empty.
     pub text: String,
     /// Whether more lines follow that are not blank, which are not used.
     pub goes_on: bool,
 }
 
-/// Reads the caption file of a picture.
+/// The caption files among the files of a folder, by the names of their pictures without extension.
+pub(crate) struct CaptionFiles<'a> {
+    extension: &'a str,
+    by_stem: BTreeMap<&'a [u8], &'a Path>,
+}
+
+impl<'a> CaptionFiles<'a> {
+    /// Those that end with a dot and `extension`, in any case; of several for one picture the one that is written so.
+    pub fn among(files: &'a [PathBuf], extension: &'a str) -> Self {
+        let extension = extension.trim_start_matches('.');
+        let mut by_stem = BTreeMap::new();
+        for file in files {
+            let Some((stem, end)) = parts(file, extension) else { continue };
+            if end == extension.as_bytes() || !by_stem.contains_key(stem) {
+                by_stem.insert(stem, file.as_path());
+            }
+        }
+        Self { extension, by_stem }
+    }
+
+    /// That of a picture.
+    pub fn of(&self, picture: &Path) -> Option<&'a Path> {
+        self.by_stem.get(picture.file_stem()?.as_encoded_bytes()).copied()
+    }
+
+    /// Whether a file is the caption of some picture, be it there or not.
+    pub fn is_one(&self, file: &Path) -> bool {
+        parts(file, self.extension).is_some()
+    }
+
+    /// What is wrong where these pictures have none.
+    pub fn missing(&self, pictures: &[&Path]) -> Error {
+        let message = match pictures {
+            [picture] => {
+                let caption = picture.with_extension(self.extension);
+                let caption = caption.file_name().unwrap_or_default().display();
+                format!(
+                    "missing caption: {} has no {caption}; write one, or remove the picture",
+                    picture.display()
+                )
+            }
+            _ => format!(
+                "missing captions: {} pictures have no .{} beside them ({}); write these, or remove the pictures",
+                pictures.len(),
+                self.extension,
+                names(pictures)
+            ),
+        };
+        Error::Dataset(message)
+    }
+}
+
+/// What a file's name has before and after the dot, where it ends with a dot and `extension`, in any case.
+fn parts<'a>(file: &'a Path, extension: &str) -> Option<(&'a [u8], &'a [u8])> {
+    let name = file.file_name()?.as_encoded_bytes();
+    let (rest, end) = name.split_at(name.len().checked_sub(extension.len())?);
+    let stem = rest.strip_suffix(b".")?;
+    end.eq_ignore_ascii_case(extension.as_bytes()).then_some((stem, end))
+}
+
+/// Reads a caption file.
 ///
 /// # Errors
-/// It is missing, no text, or its first line is empty.
-pub(crate) fn read_caption(picture: &Path, extension: &str) -> Result<Caption> {
-    let path = picture.with_extension(extension.trim_start_matches('.'));
-    if !path.exists() {
-        let (name, caption_name) = (picture.display(), path.file_name().unwrap_or_default().display());
-        return Err(Error::Dataset(format!(
-            "missing caption: {name} has no {caption_name}; write one, or remove the picture"
-        )));
-    }
-    let text = read_text(&path)?;
+/// It is no text, or its first line is empty.
+pub(crate) fn read_caption(path: &Path) -> Result<Caption> {
+    let text = read_text(path)?;
     let mut lines = text.lines().map(str::trim);
     let first = lines.next().unwrap_or_default();
     if first.is_empty() {
@@ -35,7 +89,7 @@ pub(crate) fn read_caption(picture: &Path, extension: &str) -> Result<Caption> {
         )));
     }
     let goes_on = lines.any(|line| !line.is_empty());
-    Ok(Caption { text: first.to_owned(), goes_on, path })
+    Ok(Caption { text: first.to_owned(), goes_on })
 }
 
 /// The text of a file in UTF-8, or in UTF-16 with the mark that it begins with then; without that mark.

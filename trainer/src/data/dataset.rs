@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use strata_model::counted;
 use strata_model::progress::bar;
 
 use crate::config::{DatasetConfig, Resolution};
-use crate::data::caption::read_caption;
-use crate::data::picture::{Memory, decode, fit, on_white};
+use crate::data::caption::{CaptionFiles, read_caption};
+use crate::data::picture::{Memory, decode, fit, has_further_pages, on_white};
 use crate::{Error, Result};
 
 /// Extensions of the pictures that can be read, in any case.
@@ -50,6 +51,8 @@ pub enum Why {
     LoneCaption,
     /// What follows the first line of a caption.
     FurtherLines,
+    /// What follows the first page of a picture.
+    FurtherPages,
 }
 
 /// The pictures of a folder, sorted by file name. Never empty.
@@ -69,33 +72,53 @@ impl Dataset {
     /// # Errors
     /// [`Error::Config`] where a value cannot work; [`Error::Io`] where the folder or a caption cannot be read;
     /// [`Error::Dataset`] where the folder has no picture, or a picture of a format that cannot be read, or where a
-    /// caption is missing, empty or not in UTF-8 or UTF-16.
+    /// caption is missing, empty or not in UTF-8 or UTF-16; all of these together.
     pub fn open(config: &DatasetConfig) -> Result<Self> {
         config.validate()?;
-        let (mut pictures, mut captions, mut left_out) = (Vec::new(), BTreeSet::new(), Vec::new());
-        for path in entries(&config.folder)? {
-            if let Some(why) = why_no_file(&path) {
-                left_out.push(LeftOut { path, why });
-            } else if is_one_of(&path, &OTHER_PICTURES) {
+        let (files, others): (Vec<_>, Vec<_>) =
+            entries(&config.folder)?.into_iter().partition(|path| path.is_file());
+        let captions = CaptionFiles::among(&files, &config.caption_extension);
+        let mut left_out: Vec<LeftOut> =
+            others.into_iter().map(|path| LeftOut { why: why_no_file(&path), path }).collect();
+        let mut leave_out = |path: &Path, why| left_out.push(LeftOut { path: path.to_owned(), why });
+        let (mut pictures, mut used, mut bare) = (Vec::new(), BTreeSet::new(), Vec::new());
+        let mut errors = Vec::new();
+        for path in &files {
+            if is_one_of(path, &OTHER_PICTURES) {
                 let name = path.display();
                 let readable = PICTURE_EXTENSIONS.join(", ");
-                return Err(Error::Dataset(format!(
+                errors.push(Error::Dataset(format!(
                     "{name}: only {readable} can be read; convert it, or remove it"
                 )));
-            } else if is_one_of(&path, &PICTURE_EXTENSIONS) {
-                let caption = read_caption(&path, &config.caption_extension)?;
-                pictures.push(Picture { path, caption: caption.text });
-                if captions.insert(caption.path.clone()) && caption.goes_on {
-                    left_out.push(LeftOut { path: caption.path, why: Why::FurtherLines });
+            } else if is_one_of(path, &PICTURE_EXTENSIONS) {
+                let Some(file) = captions.of(path) else {
+                    bare.push(path.as_path());
+                    continue;
+                };
+                let first = used.insert(file);
+                if has_further_pages(path) {
+                    leave_out(path, Why::FurtherPages);
                 }
-            } else if !captions.contains(&path) {
-                let is_caption = is_one_of(&path, &[config.caption_extension.trim_start_matches('.')]);
-                let why = if is_caption { Why::LoneCaption } else { Why::NoPicture };
-                left_out.push(LeftOut { path, why });
+                match read_caption(file) {
+                    Ok(caption) => {
+                        if first && caption.goes_on {
+                            leave_out(file, Why::FurtherLines);
+                        }
+                        pictures.push(Picture { path: path.clone(), caption: caption.text });
+                    }
+                    Err(error) if first => errors.push(error),
+                    Err(_) => {}
+                }
             }
         }
-        // a caption can come before its picture
-        left_out.retain(|left| left.why != Why::LoneCaption || !captions.contains(&left.path));
+        for path in files.iter().filter(|path| !is_picture(path) && !used.contains(path.as_path())) {
+            leave_out(path, if captions.is_one(path) { Why::LoneCaption } else { Why::NoPicture });
+        }
+        if !bare.is_empty() {
+            errors.push(captions.missing(&bare));
+        }
+        all_of(errors, "some pictures and captions cannot be used:")?;
+        left_out.sort_by(|a, b| a.path.cmp(&b.path));
         if pictures.is_empty() {
             return Err(no_pictures(&config.folder, &left_out));
         }
@@ -136,7 +159,8 @@ impl Dataset {
             true => "captions".to_owned(),
             false => format!("{} captions, since {} share theirs,", by_caption.len(), names(&shared)),
         };
-        let mut text = format!("{} with {with} from {}", count(self.len(), "picture"), self.folder.display());
+        let mut text =
+            format!("{} with {with} from {}", counted(self.len(), "picture"), self.folder.display());
         let mut by_why: BTreeMap<Why, Vec<&Path>> = BTreeMap::new();
         for left in &self.left_out {
             by_why.entry(left.why).or_default().push(&left.path);
@@ -144,11 +168,12 @@ impl Dataset {
         let parts = by_why.iter().map(|(why, paths)| {
             let n = paths.len();
             let what = match why {
-                Why::Folder => count(n, "folder"),
-                Why::BrokenLink => count(n, "broken link"),
-                Why::NoPicture => count(n, "file"),
-                Why::LoneCaption => format!("{} without a picture", count(n, "caption")),
-                Why::FurtherLines => format!("all but the first line of {}", count(n, "caption")),
+                Why::Folder => counted(n, "folder"),
+                Why::BrokenLink => counted(n, "broken link"),
+                Why::NoPicture => counted(n, "file"),
+                Why::LoneCaption => format!("{} without a picture", counted(n, "caption")),
+                Why::FurtherLines => format!("all but the first line of {}", counted(n, "caption")),
+                Why::FurtherPages => format!("all but the first page of {}", counted(n, "picture")),
             };
             format!("{what} ({})", names(paths))
         });
@@ -176,16 +201,10 @@ impl Dataset {
             progress.inc(1);
             error
         };
-        let mut errors: Vec<Error> = self.pictures.par_iter().filter_map(look).collect();
+        let errors: Vec<Error> = self.pictures.par_iter().filter_map(look).collect();
         progress.finish_and_clear();
-        match errors.len() {
-            0 => Ok(()),
-            1 => Err(errors.remove(0)),
-            n => {
-                let lines: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
-                Err(Error::Dataset(format!("{n} pictures cannot be read:{}", lines.concat())))
-            }
-        }
+        let heading = format!("{} pictures cannot be read:", errors.len());
+        all_of(errors, &heading)
     }
 
     /// Pixels of picture `i` at the dataset's resolution: H × W × 3 numbers in [−1, 1], on white where it is transparent.
@@ -203,6 +222,18 @@ impl Dataset {
         let decoded = decode(&picture.path)?;
         let rgb = fit(&on_white(decoded), self.resolution, self.center_crop);
         Ok(rgb.into_raw().into_iter().map(|byte| f32::from(byte) / 127.5 - 1.0).collect())
+    }
+}
+
+/// What is wrong, all in one error: under a heading, where it is more than one thing.
+fn all_of(mut errors: Vec<Error>, heading: &str) -> Result<()> {
+    match errors.len() {
+        0 => Ok(()),
+        1 => Err(errors.remove(0)),
+        _ => {
+            let lines: Vec<String> = errors.iter().map(|error| format!("\n  {error}")).collect();
+            Err(Error::Dataset(format!("{heading}{}", lines.concat())))
+        }
     }
 }
 
@@ -242,13 +273,17 @@ pub(crate) fn is_one_of(path: &Path, extensions: &[&str]) -> bool {
         .is_some_and(|extension| extensions.iter().any(|known| extension.eq_ignore_ascii_case(known)))
 }
 
-/// What a path is where it is no file.
-fn why_no_file(path: &Path) -> Option<Why> {
+/// Whether a file is meant as a picture, by its name.
+fn is_picture(path: &Path) -> bool {
+    is_one_of(path, &PICTURE_EXTENSIONS) || is_one_of(path, &OTHER_PICTURES)
+}
+
+/// What a path is that is no file.
+fn why_no_file(path: &Path) -> Why {
     match path {
-        _ if path.is_file() => None,
-        _ if path.is_dir() => Some(Why::Folder),
-        _ if path.is_symlink() => Some(Why::BrokenLink),
-        _ => Some(Why::NoPicture),
+        _ if path.is_dir() => Why::Folder,
+        _ if path.is_symlink() => Why::BrokenLink,
+        _ => Why::NoPicture,
     }
 }
 
@@ -279,13 +314,8 @@ fn no_pictures(folder: &Path, left_out: &[LeftOut]) -> Error {
     Error::Dataset(format!("no pictures: {message}"))
 }
 
-/// `1 file`, `2 files`.
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
 /// The names of files, comma separated; a long list is cut.
-fn names(paths: &[&Path]) -> String {
+pub(crate) fn names(paths: &[&Path]) -> String {
     const SHOWN: usize = 8;
     let name = |path: &&Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut text = paths.iter().take(SHOWN).map(name).collect::<Vec<_>>().join(", ");

@@ -13,6 +13,8 @@ use image::{
     RgbImage,
 };
 
+use tiff::decoder::Decoder as TiffDecoder;
+
 use crate::data::dataset::is_one_of;
 use crate::{Error, Resolution, Result};
 
@@ -64,6 +66,15 @@ fn is_animated(format: Option<ImageFormat>, bytes: &[u8]) -> ImageResult<bool> {
         Some(ImageFormat::Png) => PngDecoder::new(bytes)?.is_apng()?,
         _ => false,
     })
+}
+
+/// Whether a file has pages after its first, which is the one that is read. Of TIFF alone: other pictures that go on are
+/// animations.
+pub(crate) fn has_further_pages(path: &Path) -> bool {
+    let tiff = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let tiff = tiff.ok().filter(|reader| reader.format() == Some(ImageFormat::Tiff));
+    // one that cannot be read is told when it is decoded
+    tiff.and_then(|reader| TiffDecoder::new(reader.into_inner()).ok()).is_some_and(|tiff| tiff.more_images())
 }
 
 /// Whether a JPEG reaches its end-of-image marker. The decoder does not ask: it paints what is missing grey.

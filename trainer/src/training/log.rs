@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use strata_model::make_folder;
 
 use crate::training::tensorboard::TensorBoard;
 use crate::{Error, ProbeRecord, Result};
@@ -62,7 +63,7 @@ impl StepLog {
     /// [`Error::Io`] where the folder or the file cannot be written.
     pub fn append(path: &Path) -> Result<Self> {
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+            make_folder(folder)?;
         }
         let mut file = OpenOptions::new()
             .read(true)

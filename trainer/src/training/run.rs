@@ -10,7 +10,7 @@ use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, note, saved, waiting};
 use strata_model::{
     Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, TextEncoder, Unet, check_room,
-    keys_of, lock,
+    counted, keys_of, lock, make_folder,
 };
 
 use crate::config::Order;
@@ -23,6 +23,7 @@ use crate::training::learner::Learner;
 use crate::training::log::Logs;
 use crate::training::plan::{Plan, is_done, plan};
 use crate::training::pupil::{Outcome, Pupil};
+use crate::training::replaced::replaced;
 use crate::training::step::Lesson;
 use crate::training::tensorboard::TensorBoard;
 use crate::training::watch::{Watch, script};
@@ -208,6 +209,7 @@ impl<'a> Run<'a> {
         let mut notes = self.checkpoint.notes()?;
         for plan in self.plans.iter().filter(|plan| plan.due) {
             notes.push(plan.dataset.summary());
+            notes.extend(replaced(self.config, plan));
             notes.extend(too_wide(&plan.matches));
             notes.extend(not_keyed(plan));
         }
@@ -221,8 +223,9 @@ impl<'a> Run<'a> {
             long += usize::from(texts.chunks([picture.caption.as_str()])? > 1);
             all += 1;
         }
-        let how = "longer than the text encoder's window of 75 tokens; they are read in several windows, as at generation";
-        Ok((long > 0).then(|| format!("{long} of {all} captions are {how}")))
+        let how = "longer than the text encoder's window of 75 tokens, and read in several windows, as at generation";
+        let are = if long == 1 { "is" } else { "are" };
+        Ok((long > 0).then(|| format!("{long} of {} {are} {how}", counted(all, "caption"))))
     }
 
     /// Features that are trained side by side, one such class after the other.
@@ -332,7 +335,7 @@ impl<'a> Run<'a> {
         }
         let claim = |file: &&Path| -> Result<Lock> {
             if let Some(folder) = file.parent() {
-                std::fs::create_dir_all(folder).map_err(Error::io("make folder", folder))?;
+                make_folder(folder)?;
             }
             check_room(file, all)?;
             Ok(lock(file)?)

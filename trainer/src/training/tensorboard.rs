@@ -8,6 +8,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use strata_model::make_folder;
+
 use crate::{Error, Result};
 
 /// An event file that is being written.
@@ -26,7 +28,7 @@ impl TensorBoard {
         let mut run = 1;
         let (path, file) = loop {
             let own = if run == 1 { folder.to_owned() } else { folder.join(format!("run-{run}")) };
-            std::fs::create_dir_all(&own).map_err(Error::io("make folder", &own))?;
+            make_folder(&own)?;
             let path = own.join("events.out.tfevents.strata");
             match File::create_new(&path) {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => run += 1,

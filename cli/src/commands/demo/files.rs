@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use include_dir::{Dir, include_dir};
-use strata_model::write_atomic;
+use strata_model::{make_folder, write_atomic};
 
 use super::unseen::Unseen;
 
@@ -108,6 +108,6 @@ pub fn put(path: &Path, bytes: &[u8]) -> Result<()> {
         return Ok(());
     }
     let folder = path.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    make_folder(folder)?;
     Ok(write_atomic(path, |out| out.write_all(bytes))?)
 }

@@ -1,7 +1,7 @@
 //! A LoRA to draw with: what the sampler is told of it, and what people are.
 
 use anyhow::Result;
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag, keys_of};
+use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag, counted, keys_of};
 
 use crate::commands::lora::Lora;
 
@@ -44,7 +44,8 @@ impl Lora {
         let count = set.entries().iter().filter(|entry| Rows::of(&entry.path) == Rows::Sample).count();
         let path = self.path.display();
         (count > 0).then(|| {
-            format!("{path}: off in {count} layers on the time embedding, which has no places for a region")
+            let layers = counted(count, "layer");
+            format!("{path}: off in {layers} on the time embedding, which has no places for a region")
         })
     }
 }

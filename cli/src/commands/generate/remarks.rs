@@ -1,5 +1,7 @@
 //! What a prompt holds that other programs read in another way, or that was hardly meant.
 
+use strata_model::counted;
+
 /// Begins what other programs take for a LoRA in the prompt.
 const CALLS: [&str; 3] = ["<lora:", "<lyco:", "<hypernet:"];
 
@@ -19,17 +21,40 @@ pub fn remarks(prompt: &str) -> Vec<String> {
         let (never_closed, never_opened) = unbalanced(prompt, open, close);
         if never_closed > 0 {
             remarks.push(format!(
-                "the prompt has `{open}` {never_closed} times without `{close}`; its weight ({does}) reaches to the end. \
-                 `\\{open}` is the character itself"
+                "the prompt has `{open}` {} without `{close}`; its weight ({does}) reaches to the end. \
+                 `\\{open}` is the character itself",
+                counted(never_closed, "time")
             ));
         }
         if never_opened > 0 {
             remarks.push(format!(
-                "the prompt has `{close}` {never_opened} times without `{open}` before it; it is a character like any other"
+                "the prompt has `{close}` {} without `{open}` before it; it is a character like any other",
+                counted(never_opened, "time")
             ));
         }
     }
+    remarks.extend(no_weight(prompt).map(|(found, number)| {
+        format!(
+            "`{found}` in the prompt: `{number}` is no weight but text like any other; a weight is written as in (cat:1.2)"
+        )
+    }));
     remarks
+}
+
+/// A bracket that ends like one with a weight, `(cat:nan)` or `(cat:1,2)`, and what stands for the number.
+fn no_weight(prompt: &str) -> Option<(&str, &str)> {
+    let mut brackets = prompt.split_inclusive(')').filter_map(|part| {
+        let open = part.rfind('(')?;
+        let (_, number) = part[open..].strip_suffix(')')?.rsplit_once(':')?;
+        Some((&part[open..], number.trim()))
+    });
+    let plain =
+        |number: &str| number.parse::<f64>().is_ok_and(f64::is_finite) && !number.contains(['e', 'E']);
+    let meant = |number: &str| {
+        number.replace(',', ".").parse::<f64>().is_ok()
+            || number.trim_end_matches(['f', '%']).parse::<f64>().is_ok()
+    };
+    brackets.find(|(_, number)| meant(number) && !plain(number))
 }
 
 /// How many brackets are not closed, and how many close none. A backslash takes its meaning from what follows.
@@ -59,6 +84,22 @@ mod tests {
         let [remark] = &remarks("a cat, <LoRA:hair:0.8>, b")[..] else { panic!() };
         assert!(remark.contains("`<LoRA:hair:0.8>`") && remark.contains("--lora FILE:WEIGHT"), "{remark}");
         assert_eq!(remarks("a cat < lora, (b:1.2), [c]"), [""; 0]);
+    }
+
+    #[test]
+    fn numbers_that_are_no_weights() {
+        for (prompt, found) in [
+            ("a (cat:nan), b", Some(("(cat:nan)", "nan"))),
+            ("(a:-inf)", Some(("(a:-inf)", "-inf"))),
+            ("(a (b:1,2))", Some(("(b:1,2)", "1,2"))),
+            ("(a:1e1)", Some(("(a:1e1)", "1e1"))),
+            ("(a:50%)", Some(("(a:50%)", "50%"))),
+            ("(a:1.2), (b:-.5), (c: 2 ), (d:e), (f:), a:nan, (nan)", None),
+        ] {
+            assert_eq!(no_weight(prompt), found, "{prompt}");
+        }
+        let [remark] = &remarks("(a:nan)")[..] else { panic!() };
+        assert!(remark.contains("`nan` is no weight"), "{remark}");
     }
 
     #[test]
