@@ -3,7 +3,7 @@
 use strata_engine::{DType, Tensor};
 
 use crate::noise::{self, Stream};
-use crate::{Feature, Pipeline, Prompt, Prompts, Result, Sampling, Takes, Wording};
+use crate::{Feature, Pipeline, Prompt, Prompts, Result, Sampling, Start, Takes, Wording};
 
 /// Pictures to draw at once: their prompts in text states, and when each feature is on in them.
 pub struct Scene {
@@ -38,17 +38,28 @@ impl Scene {
         })
     }
 
-    /// Latents [B, h, w, C] whose noise comes from a seed for each picture. `tick` is called after each step.
+    /// Latents [B, h, w, C] whose noise comes from a seed for each picture; `picture` has the latents to begin with, if any.
+    /// `tick` is called after each call of the model.
     ///
     /// # Errors
     /// Seeds and prompts are not equally many, or [`Pipeline::sample`]'s.
-    pub fn draw(&self, pipeline: &Pipeline, seeds: &[u64], mut tick: impl FnMut()) -> Result<Tensor> {
+    pub fn draw(
+        &self,
+        pipeline: &Pipeline,
+        seeds: &[u64],
+        picture: Option<&[f32]>,
+        mut tick: impl FnMut(),
+    ) -> Result<Tensor> {
         let [h, w, channels] = self.shape;
+        let normal = |stream, step, values: &mut [f32]| {
+            for (seed, values) in seeds.iter().zip(values.chunks_exact_mut(h * w * channels)) {
+                noise::normal(*seed, stream, step, 0, values);
+            }
+        };
         let mut start = vec![0.0; seeds.len() * h * w * channels];
-        for (seed, start) in seeds.iter().zip(start.chunks_exact_mut(h * w * channels)) {
-            noise::normal(*seed, Stream::Picture, 0, 0, start);
-        }
-        let shape = [seeds.len(), h, w, channels];
-        pipeline.sample(&self.prompts, &start, shape, &self.takes, &self.sampling, |_| tick())
+        normal(Stream::Picture, 0, &mut start);
+        let fresh = |k, values: &mut [f32]| normal(Stream::Sampling, k as u64, values);
+        let (start, shape) = (Start { noise: &start, picture }, [seeds.len(), h, w, channels]);
+        pipeline.sample(&self.prompts, start, shape, &self.takes, &self.sampling, fresh, |_| tick())
     }
 }

@@ -40,6 +40,8 @@ pub enum Stream {
     Preserve = 11,
     /// The seed of a feature.
     Feature = 12,
+    /// The noise that a sampler adds on its way.
+    Sampling = 13,
 }
 
 /// Independent bits for each (seed, stream, step, sample).
