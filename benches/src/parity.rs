@@ -202,7 +202,7 @@ pub fn run(folder: &Path, dtype: DType, gpu: &Gpu) -> Result<Report> {
 
 /// Groups what was not compared by what it would need. What Strata has and was still not compared is a problem.
 fn uncovered(left: &[&str], problems: &mut Vec<String>) -> Vec<Uncovered> {
-    const KNOWN: [(&str, &str); 1] = [("kohya_full.", "LoRA in the text encoder")];
+    const KNOWN: [(&str, &str); 1] = [("train.kohya_full.", "training LoRA in the text encoder")];
     let mut groups: BTreeMap<(&str, &'static str), usize> = BTreeMap::new();
     let mut forgotten: BTreeMap<&str, usize> = BTreeMap::new();
     for name in left {

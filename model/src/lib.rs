@@ -52,12 +52,13 @@ pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetCo
 pub use draw::Scene;
 pub use error::{Error, Result};
 pub use feature::{Feature, GateMode, Wording};
+pub use formats::Spelling;
 pub use formats::kohya::kohya_name;
 pub use gates::{Gates, RowGates, Rows};
 pub use generate::{Prompts, Sampling, Start};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
 pub use lock::{Lock, lock};
-pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part};
+pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part, Target};
 pub use pipeline::Pipeline;
 pub use png::png;
 pub use prompt::{Mention, Prompt, Reading};

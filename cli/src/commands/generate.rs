@@ -60,7 +60,7 @@ pub struct Generate {
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
-    /// Leave unused what of a LoRA file cannot be applied, such as its modules of the text encoder, and say so
+    /// Leave unused what of a LoRA file cannot be applied, such as its modules of a second text encoder, and say so
     #[arg(long)]
     allow_unused: bool,
     #[command(flatten)]
@@ -102,7 +102,7 @@ impl Generate {
         let prompts = [&self.prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
         let loras =
-            self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
+            self.lora.iter().map(|lora| lora.open(self.allow_unused, true)).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => supported(dtype, &gpu)?,
@@ -121,8 +121,11 @@ impl Generate {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
+            if let Some(text) = &lora.text {
+                pipeline.text.attach(text, features.len()).with_context(context)?;
+            }
             features.push(lora.feature(pipeline.text.tokenizer()).with_context(context)?);
-            lora.left_out(&set).iter().for_each(|text| note(text));
+            lora.left_out(&set, sampling.together).iter().for_each(|text| note(text));
         }
         let calls = pipeline.plan(&sampling)?.calls().len() as u64;
         let wording =

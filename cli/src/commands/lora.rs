@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use image::ImageReader;
 use strata_model::progress::note;
-use strata_model::{GateMode, LoraWeights, Region, tags_of};
+use strata_model::{GateMode, LoraWeights, Part, Region, tags_of};
 
 /// Every option, as it is typed up to its value.
 const OPTIONS: [&str; 6] = ["gate=", "tag=", "class=", "region=", "after", "uncond"];
@@ -39,7 +39,10 @@ enum Place {
 /// A LoRA, and how it is used.
 pub struct Lora {
     pub path: PathBuf,
+    /// Its modules of the U-Net.
     pub file: LoraWeights,
+    /// Its modules of the text encoder, where these are drawn with.
+    pub text: Option<LoraWeights>,
     pub weight: f32,
     /// Those that were given, else those that the file names.
     pub tags: Vec<String>,
@@ -104,17 +107,18 @@ impl LoraArg {
         Ok(lora)
     }
 
-    /// Reads the file, and the mask of a region.
-    pub fn open(&self, allow_unused: bool) -> Result<Lora> {
+    /// Reads the file, and the mask of a region. `text` says whether modules of the text encoder have a use.
+    pub fn open(&self, allow_unused: bool, text: bool) -> Result<Lora> {
         let Self { path, weight, class, uncond, .. } = self.clone();
         let mut file = LoraWeights::read(&path)?;
+        let own = text.then(|| file.take(Part::TextEncoder));
         let others = file.take_others();
         if !others.is_empty() {
             let list: Vec<String> = others.iter().map(|(part, n)| format!("{n} modules of {part}")).collect();
             let what = format!("{}: has {}", path.display(), list.join(" and "));
             ensure!(
                 allow_unused && !file.modules.is_empty(),
-                "{what}, and LoRA is applied to the U-Net alone; --allow-unused goes without them, where there are others"
+                "{what}, which have no use here; --allow-unused goes without them, where there are others"
             );
             note(&format!("{what}, which are not used"));
         }
@@ -129,7 +133,12 @@ impl LoraArg {
             path.display()
         );
         let region = self.region.as_ref().map(Place::open).transpose()?;
-        Ok(Lora { path, file, weight, tags, class, gate, region, uncond })
+        ensure!(
+            !file.modules.is_empty(),
+            "{}: has modules of the text encoder alone; a LoRA is drawn with if it has some of the U-Net",
+            path.display()
+        );
+        Ok(Lora { path, file, text: own, weight, tags, class, gate, region, uncond })
     }
 }
 
