@@ -8,6 +8,7 @@ pub mod generate;
 mod interrupt;
 pub mod layers;
 mod lora;
+pub mod lora_files;
 pub mod parity;
 pub mod probe;
 pub mod train;

@@ -34,6 +34,7 @@ Examples:
   strata dataset check run.toml                   what is wrong with pictures and captions
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
+  strata lora info lora.safetensors               what is in a LoRA
   strata probe sd15 --lora lora.safetensors       what a LoRA does with its tag and without
   strata bench                                    how fast kernels and steps are here
 
@@ -47,6 +48,7 @@ enum Command {
     Dataset(commands::dataset::Dataset),
     Train(commands::train::Train),
     Generate(commands::generate::Generate),
+    Lora(commands::lora_files::Lora),
     Probe(commands::probe::Probe),
     Parity(commands::parity::Parity),
     Bench(commands::bench::Bench),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Dataset(command) => command.run(&mut out),
         Command::Train(command) => command.run(&mut out),
         Command::Generate(command) => command.run(&mut out),
+        Command::Lora(command) => command.run(&mut out),
         Command::Probe(command) => command.run(&mut out),
         Command::Parity(command) => command.run(&mut out),
         Command::Bench(command) => command.run(&mut out),

@@ -58,7 +58,7 @@ pub use gates::{Gates, RowGates, Rows};
 pub use generate::{Prompts, Sampling, Start};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
 pub use lock::{Lock, lock};
-pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part, Target};
+pub use lora::{BlockSummary, LoraEntry, LoraModule, LoraSet, LoraSummary, LoraWeights, Part, Target};
 pub use pipeline::Pipeline;
 pub use png::png;
 pub use prompt::{Mention, Prompt, Reading};

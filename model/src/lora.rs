@@ -2,8 +2,10 @@
 
 mod resize;
 mod set;
+mod summary;
 mod weights;
 
 pub use resize::Target;
 pub use set::{LoraEntry, LoraSet};
+pub use summary::{BlockSummary, LoraSummary};
 pub use weights::{LoraModule, LoraWeights, Part};

@@ -219,7 +219,7 @@ fn split_options(arg: &str) -> (&str, Vec<&str>) {
 }
 
 /// A path and the number after its last colon, if there is one.
-fn split_weight(base: &str) -> Result<(&str, f32)> {
+pub fn split_weight(base: &str) -> Result<(&str, f32)> {
     let Some((path, weight)) = base.rsplit_once(':') else { return Ok((base, 1.0)) };
     match weight.parse::<f32>() {
         Ok(weight) if weight.is_finite() => Ok((path, weight)),
