@@ -58,9 +58,11 @@ pub use gates::{Gates, RowGates, Rows};
 pub use generate::{Prompts, Sampling, Start};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
 pub use lock::{Lock, lock};
-pub use lora::{BlockSummary, LoraEntry, LoraModule, LoraSet, LoraSummary, LoraWeights, Part, Target};
+pub use lora::{
+    BlockSummary, LoraEntry, LoraModule, LoraSet, LoraSummary, LoraWeights, Part, Target, lora_hash,
+};
 pub use pipeline::Pipeline;
-pub use png::png;
+pub use png::{png, png_with_text};
 pub use prompt::{Mention, Prompt, Reading};
 pub use random::random_weights;
 pub use region::{PlaceMask, Region};

@@ -1,10 +1,12 @@
 //! LoRAs: in memory ([`LoraWeights`]), and on a GPU at the layers of a U-Net ([`LoraSet`]).
 
+mod hash;
 mod resize;
 mod set;
 mod summary;
 mod weights;
 
+pub use hash::lora_hash;
 pub use resize::Target;
 pub use set::{LoraEntry, LoraSet};
 pub use summary::{BlockSummary, LoraSummary};

@@ -1,6 +1,7 @@
 //! `strata generate`
 
 mod lora;
+mod parameters;
 mod remarks;
 mod sampling;
 
@@ -12,7 +13,7 @@ use image::imageops::FilterType;
 use image::{DynamicImage, ImageReader, RgbImage};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, waiting};
-use strata_model::{Checkpoint, LoraSet, Pipeline, Scene, Wording, png, write_atomic};
+use strata_model::{Checkpoint, LoraSet, Pipeline, Scene, Wording, png_with_text, write_atomic};
 
 use remarks::remarks;
 use sampling::SamplingArgs;
@@ -26,6 +27,8 @@ use super::{GpuArgs, MAX_SIDE, note, number_format, seed, supported};
 ///
 /// Prompts may be of any length, and have weights as A1111 writes them: (text:1.2), (text) for × 1.1, [text] for ÷ 1.1,
 /// and \( for a bracket that means itself. The weight of a LoRA's tag is that of the LoRA.
+///
+/// The files say how they were made, as A1111 reads it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Options of a LoRA, after commas:
@@ -127,6 +130,7 @@ impl Generate {
             features.push(lora.feature(pipeline.text.tokenizer()).with_context(context)?);
             lora.left_out(&set, sampling.together).iter().for_each(|text| note(text));
         }
+        let sigmas = sampling.sigmas(&pipeline.scheduler);
         let calls = pipeline.plan(&sampling)?.calls().len() as u64;
         let wording =
             Wording::read(pipeline.text.tokenizer(), &[&self.prompt], &[&self.negative], &features)?;
@@ -141,7 +145,9 @@ impl Generate {
             let latents = scene.draw(&pipeline, &[seed], init.as_deref(), || progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
-                write_png(&path, &picture)?;
+                let [width, height] = [picture.width(), picture.height()];
+                let parameters = self.parameters(&loras, sigmas, [width, height], seed)?;
+                write_png(&path, &picture, &parameters)?;
                 progress.suspend(|| writeln!(out, "wrote {} (seed {seed})", path.display()))?;
             }
         }
@@ -206,7 +212,8 @@ fn strength(text: &str) -> Result<f64> {
     }
 }
 
-fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    let png = png(picture).with_context(|| format!("cannot encode {}", path.display()))?;
+fn write_png(path: &Path, picture: &RgbImage, parameters: &str) -> Result<()> {
+    let png = png_with_text(picture, "parameters", parameters)
+        .with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, |out| out.write_all(&png))?)
 }
