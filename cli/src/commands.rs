@@ -9,6 +9,7 @@ pub mod info;
 mod interrupt;
 pub mod layers;
 mod lora;
+pub mod lora_files;
 mod model;
 pub mod parity;
 pub mod probe;

@@ -38,6 +38,7 @@ Examples:
   strata dataset check run.toml                   what is wrong with pictures and captions
   strata train run.toml                           pictures and captions to a LoRA
   strata generate sd15 --prompt 'a cat' --lora lora.safetensors:0.8
+  strata lora info lora.safetensors               what is in a LoRA
   strata probe sd15 --lora lora.safetensors       what a LoRA does with its tag and without
   strata bench                                    how fast kernels and steps are here
 
@@ -52,6 +53,7 @@ enum Command {
     Dataset(commands::dataset::Dataset),
     Train(commands::train::Train),
     Generate(commands::generate::Generate),
+    Lora(commands::lora_files::Lora),
     Probe(commands::probe::Probe),
     Parity(commands::parity::Parity),
     Bench(commands::bench::Bench),
@@ -91,6 +93,7 @@ fn run(cli: &Cli, out: &mut impl Write) -> Result<()> {
         Command::Dataset(command) => command.run(out),
         Command::Train(command) => command.run(out),
         Command::Generate(command) => command.run(out),
+        Command::Lora(command) => command.run(out),
         Command::Probe(command) => command.run(out),
         Command::Parity(command) => command.run(out),
         Command::Bench(command) => command.run(out),

@@ -5,7 +5,8 @@ use strata_kernels::{Act, AttentionArgs, Weight, attention, embedding};
 
 use crate::build::{Builder, Plan, load, load_random};
 use crate::config::{self, ClipConfig, pooled_index};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerInfo, LayerNorm, Linear};
+use crate::lora::LoraSet;
 use crate::weights::Weights;
 use crate::{Cx, Error, Result};
 
@@ -73,6 +74,14 @@ impl<W> EncoderLayer<W> {
 }
 
 impl EncoderLayer<Weight> {
+    fn linears(&self) -> [&Linear; 6] {
+        [&self.q, &self.k, &self.v, &self.out, &self.fc1, &self.fc2]
+    }
+
+    fn linears_mut(&mut self) -> [&mut Linear; 6] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.out, &mut self.fc1, &mut self.fc2]
+    }
+
     fn forward(&self, cx: &Cx<'_>, h: &Tensor, config: &ClipConfig) -> Result<Tensor> {
         let n = self.norm1.forward(cx, h, h.dtype())?;
         let (q, k, v) = (self.q.forward(cx, &n)?, self.k.forward(cx, &n)?, self.v.forward(cx, &n)?);
@@ -89,9 +98,12 @@ impl EncoderLayer<Weight> {
     }
 }
 
+/// What the names of layers begin with, in some files and in every LoRA.
+const PREFIX: &str = "text_model.";
+
 /// Names without the prefix that some files have.
 fn named(mut weights: Weights) -> Result<Weights> {
-    weights.strip_prefix("text_model.")?;
+    weights.strip_prefix(PREFIX)?;
     Ok(weights)
 }
 
@@ -131,6 +143,35 @@ impl Clip {
     /// The GPU adapter that it is on.
     pub fn gpu(&self) -> &Gpu {
         self.tokens.data().gpu()
+    }
+
+    /// What it computes in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.tokens.data().dtype()
+    }
+
+    /// The linear layers, by the names that LoRAs have for them.
+    pub(crate) fn layers(&self) -> Vec<LayerInfo> {
+        let named = |layer: &Linear| LayerInfo { path: format!("{PREFIX}{}", layer.path), ..layer.info() };
+        self.layers.iter().flat_map(EncoderLayer::linears).map(named).collect()
+    }
+
+    /// The matrix of a layer. Waits for the GPU.
+    pub(crate) fn matrix(&self, path: &str) -> Result<Vec<f32>> {
+        let own = |layer: &&Linear| path.strip_prefix(PREFIX) == Some(&layer.path);
+        match self.layers.iter().flat_map(EncoderLayer::linears).find(own) {
+            Some(layer) => Ok(layer.w.data().to_f32()?),
+            None => Err(Error::Lora(format!("this text encoder has no layer {path}"))),
+        }
+    }
+
+    /// Puts the LoRAs of a set made for this encoder on its layers, as those of feature number `feature`.
+    pub(crate) fn attach(&mut self, set: &LoraSet, feature: usize) {
+        let slots: Vec<_> = set.slots(feature).collect();
+        for layer in self.layers.iter_mut().flat_map(EncoderLayer::linears_mut) {
+            let slot = slots.iter().find(|(entry, _)| entry.path.strip_prefix(PREFIX) == Some(&layer.path));
+            layer.lora.extend(slot.map(|(_, slot)| slot.clone()));
+        }
     }
 
     /// The states of tokens [B, T] (u32): [`embed`](Self::embed), then [`encode`](Self::encode).

@@ -57,7 +57,19 @@ impl Feature {
         weights.fold(0.0, stronger) * self.weight
     }
 
-    /// The same for each token of the prompt.
+    /// How strong its modules of the text encoder are in feature number `i`'s prompts: the wanted one and the unwanted one of a picture.
+    /// States of text are shared by a whole prompt and a whole picture, so a feature at some tokens, in some places, or in
+    /// competition with others leaves them alone.
+    pub(crate) fn in_text(&self, i: usize, wanted: &Prompt, together: Together) -> [f32; 2] {
+        let parted = matches!(self.mode, GateMode::Token { .. }) || self.region.is_some();
+        if parted || together == Together::Place && self.competes() {
+            return [0.0; 2];
+        }
+        let (strength, both) = (self.strength(i, wanted), self.uncond || self.mode == GateMode::Always);
+        [strength, if both { strength } else { 0.0 }]
+    }
+
+    /// How strong it is at each token of the prompt.
     fn tokens(&self, i: usize, prompt: &Prompt, after: bool) -> Vec<f32> {
         let mut gates = vec![0.0; prompt.ids().len()];
         for mention in prompt.mentions().iter().filter(|m| m.feature == i) {

@@ -1,8 +1,8 @@
 //! Stable Diffusion 1.x and 2.x, frozen, with places to attach LoRA.
 //!
 //! A [`Checkpoint`] is a model on disk and hands out its parts, all of them as a [`Pipeline`]: a [`TextEncoder`] turns text
-//! into [`Conditioning`], [`Unet`] predicts noise, [`Vae`] goes between pictures and latents, [`NoiseSchedule`] and [`Ddim`]
-//! say how much noise there is. A [`Selection`] chooses layers of the U-Net, a [`LoraSet`] holds their LoRA on the GPU,
+//! into [`Conditioning`], [`Unet`] predicts noise, [`Vae`] goes between pictures and latents, [`NoiseSchedule`] says how
+//! much noise there is, and a [`Sampler`] how to take it away. A [`Selection`] chooses layers of the U-Net, a [`LoraSet`] holds their LoRA on the GPU,
 //! [`LoraWeights`] are the same in memory and in files.
 //! [`Feature`]s say which [`Tag`]s in a [`Prompt`] switch LoRAs on; [`Gates`] carry that to the layers, row by row.
 //!
@@ -53,19 +53,20 @@ pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetCo
 pub use draw::Scene;
 pub use error::{Error, Result, counted};
 pub use feature::{Feature, GateMode, Wording};
+pub use formats::Spelling;
 pub use formats::kohya::kohya_name;
 pub use gates::{Gates, RowGates, Rows};
-pub use generate::{Prompts, Sampling};
+pub use generate::{Prompts, Sampling, Start};
 pub use key::{Key, keys_of, note_keys};
 pub use layers::{Conv2d, GroupNorm, Layer, LayerInfo, LayerKind, LayerNorm, Linear, LoraSlot};
 pub use lock::{Lock, lock};
-pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part};
+pub use lora::{LoraEntry, LoraModule, LoraSet, LoraWeights, Part, Target, lora_hash};
 pub use pipeline::Pipeline;
-pub use png::png;
+pub use png::{png, png_with_text};
 pub use prompt::{Mention, Prompt, Reading};
 pub use random::random_weights;
 pub use region::{PlaceMask, Region};
-pub use scheduler::{Ddim, DdimStep, Mix, NoiseSchedule};
+pub use scheduler::{Call, Mix, NoiseSchedule, Plan, SAMPLERS, Sampler, Sigmas, Walk};
 pub use selection::{BlockName, Blocks, MAX_RANK, Match, Rule, Selection};
 pub use sniff::is_lora;
 pub use taps::{Cx, Taps};

@@ -42,6 +42,8 @@ pub enum Stream {
     Feature = 12,
     /// The first vectors of a key, and the captions of each step of its search.
     Key = 13,
+    /// The noise that a sampler adds on its way.
+    Sampling = 14,
 }
 
 /// Independent bits for each (seed, stream, step, sample).

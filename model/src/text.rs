@@ -5,7 +5,7 @@ use std::sync::Arc;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::cast;
 
-use crate::{Clip, ClipTokenizer, Cx, Error, Prompt, Reading, Result, Tag};
+use crate::{Clip, ClipTokenizer, Cx, Error, Gates, LoraSet, LoraWeights, Prompt, Reading, Result, Tag};
 
 /// A tokenizer and its text encoder.
 pub struct TextEncoder {
@@ -29,6 +29,27 @@ impl Conditioning {
         Ok(Self { states: Tensor::from_f32(gpu, states, shape, dtype)? })
     }
 
+    /// Those of several batches as one batch.
+    ///
+    /// # Errors
+    /// There is none, they differ in tokens, or the GPU's.
+    pub(crate) fn together(mut all: Vec<Self>) -> Result<Self> {
+        if all.len() == 1 {
+            return Ok(all.remove(0));
+        }
+        let Some(&[_, tokens, channels]) = all.first().map(|one| one.states.shape()) else {
+            return Err(Error::Input("no prompts".into()));
+        };
+        let values = all.iter().map(|one| one.states.to_f32()).collect::<Result<Vec<_>, _>>()?.concat();
+        let states = &all[0].states;
+        Self::upload(
+            states.gpu(),
+            &values,
+            &[values.len() / (tokens * channels), tokens, channels],
+            states.dtype(),
+        )
+    }
+
     /// The same in another type.
     ///
     /// # Errors
@@ -46,6 +67,17 @@ impl TextEncoder {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<ClipTokenizer> {
         &self.tokenizer
+    }
+
+    /// Puts a LoRA's modules of the text encoder on its layers, as those of the U-Net's LoRA set number `feature`, whose gate they
+    /// share. Returns whether it has any.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] names modules that are not layers of the encoder, or are of another size; else the GPU is out of memory.
+    pub fn attach(&mut self, lora: &LoraWeights, feature: usize) -> Result<bool> {
+        let Some(set) = LoraSet::for_text(lora, &self.clip)? else { return Ok(false) };
+        self.clip.attach(&set, feature);
+        Ok(true)
     }
 
     /// The encoder by itself.
@@ -71,6 +103,14 @@ impl TextEncoder {
     /// # Errors
     /// There is no prompt, chunks differ in number, `skip` is more than there are layers, or the GPU fails.
     pub fn encode(&self, prompts: &[Prompt], skip: usize) -> Result<Conditioning> {
+        self.encode_with(prompts, skip, Gates::none())
+    }
+
+    /// [`encode`](Self::encode) with the LoRAs that are attached.
+    ///
+    /// # Errors
+    /// [`encode`](Self::encode)'s, or there are more LoRAs than gates.
+    pub fn encode_with(&self, prompts: &[Prompt], skip: usize, gates: &Gates) -> Result<Conditioning> {
         let tokens = prompts.first().map_or(0, |prompt| prompt.ids().len());
         if let Some(other) = prompts.iter().find(|prompt| prompt.ids().len() != tokens) {
             let other = other.ids().len();
@@ -82,7 +122,7 @@ impl TextEncoder {
         let ids: Vec<u32> = prompts.iter().flat_map(Prompt::ids).copied().collect();
         let ids = Tensor::from_u32(gpu, &ids, &[ids.len() / chunk, chunk])?;
         let embedded = self.with_keys(self.clip.embed(&ids)?, prompts)?;
-        let states = self.clip.encode(&Cx::new(&Tape::off()), embedded, skip)?;
+        let states = self.clip.encode(&Cx { gates, ..Cx::new(&Tape::off()) }, embedded, skip)?;
         let channels = states.last();
         let states = states.reshape(&[prompts.len(), tokens, channels])?;
         let weights: Vec<f32> = prompts.iter().flat_map(Prompt::weights).copied().collect();

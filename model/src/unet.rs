@@ -6,7 +6,7 @@ mod transformer;
 use strata_engine::{DType, Gpu, Tensor};
 use strata_kernels::{Act, Weight, activation, timestep_embedding};
 
-use crate::build::{Builder, Plan, WeightInfo, load, load_random, sketch};
+use crate::build::{Builder, Plan, WeightInfo, load, load_random, sketch, turned};
 use crate::config::UnetConfig;
 use crate::layers::{Conv2d, GroupNorm, Layer, LayerInfo, Linear};
 use crate::lora::LoraSet;
@@ -19,6 +19,8 @@ pub struct Unet<W = Weight> {
     config: UnetConfig,
     compute: DType,
     layers: Vec<LayerInfo>,
+    /// What each of them multiplies with, on the GPU.
+    matrices: Vec<W>,
     features: usize,
     checkpointing: bool,
     conv_in: Conv2d<W>,
@@ -68,6 +70,7 @@ impl Plan for UnetConfig {
             config: self.clone(),
             compute: b.compute(),
             layers: Vec::new(),
+            matrices: Vec::new(),
             features: 0,
             checkpointing: false,
             conv_in: Conv2d::build(b, "conv_in".into(), self.in_channels, channels[0])?,
@@ -129,6 +132,14 @@ impl Unet {
 
     fn listed(mut self) -> Self {
         self.layers = self.list_layers();
+        let mut matrices = Vec::new();
+        self.visit_layers(&mut |layer| {
+            matrices.push(match layer {
+                Layer::Linear(layer) => layer.w.clone(),
+                Layer::Conv(layer) => layer.w.clone(),
+            });
+        });
+        self.matrices = matrices;
         self
     }
 
@@ -140,6 +151,22 @@ impl Unet {
     /// Every linear layer and convolution, in the order in which the data passes them.
     pub fn layers(&self) -> &[LayerInfo] {
         &self.layers
+    }
+
+    /// The matrix or kernel of a layer, as files have it. Waits for the GPU.
+    ///
+    /// # Errors
+    /// There is no such layer, or the GPU fails.
+    pub(crate) fn matrix(&self, path: &str) -> Result<Vec<f32>> {
+        let found = self.layers.iter().zip(&self.matrices).find(|(layer, _)| layer.path == path);
+        let Some((layer, weight)) = found else {
+            return Err(Error::Lora(format!("this U-Net has no layer {path}")));
+        };
+        let values = weight.data().to_f32()?;
+        Ok(match layer.side() {
+            1 => values,
+            side => turned(&values, [side * side, layer.inputs]),
+        })
     }
 
     /// How many LoRA sets are attached.

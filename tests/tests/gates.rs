@@ -6,7 +6,7 @@ use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::Act;
 use strata_model::{
     Cx, Feature, GateMode, Gates, Layer, Linear, LoraSet, Pipeline, Prompts, Reading, Region, RowGates, Rows,
-    Rule, Sampling, Selection, Tag, Together, Unet, Wording,
+    Rule, Sampling, Selection, Start, Tag, Together, Unet, Wording,
 };
 use strata_tests::{Random, Setup, gpu};
 
@@ -56,7 +56,11 @@ fn draw(
     let one = |i: usize| Random::new(&format!("noise {}", first + i)).normal(SIDE * SIDE * 4);
     let noise: Vec<f32> = (0..wanted.len()).flat_map(one).collect();
     let shape = [wanted.len(), SIDE, SIDE, 4];
-    pipeline.sample(&prompts, &noise, shape, &takes, sampling, |_| ()).unwrap().to_bytes().unwrap()
+    pipeline
+        .sample(&prompts, Start { noise: &noise, picture: None }, shape, &takes, sampling, |_, _| (), |_| ())
+        .unwrap()
+        .to_bytes()
+        .unwrap()
 }
 
 /// Fifty prompts, none with a tag `feature_a` to `feature_e`, some of them nearly.
@@ -259,7 +263,7 @@ fn places_are_shared_by_features() {
                 features.iter().enumerate().map(|(i, f)| Feature { weight: weight(i, f), ..f.clone() });
             kept.collect::<Vec<_>>()
         };
-        let sampling = Sampling { steps: 1, guidance: 1.0, together: Together::Place };
+        let sampling = Sampling { steps: 1, guidance: 1.0, together: Together::Place, ..Sampling::default() };
         let text = ["a cat, feature_a, feature_b"];
         let both = draw(&pipeline, &text, &features, &sampling, 0);
         let [a, b] = [0, 1].map(|kept| draw(&pipeline, &text, &one_of(kept), &sampling, 0));
@@ -293,7 +297,7 @@ fn sharing_by_places_leaves_other_pictures_alone() {
             "feature_c, feature_d",
             "feature_a, feature_b, feature_c, feature_e",
         ];
-        let place = Sampling { steps: 2, guidance, together: Together::Place };
+        let place = Sampling { steps: 2, guidance, together: Together::Place, ..Sampling::default() };
         let sum = Sampling { together: Together::Sum, ..place.clone() };
         let batch = draw(&pipeline, &texts, &features, &place, 0);
         let bytes = batch.len() / texts.len();

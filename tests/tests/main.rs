@@ -4,6 +4,7 @@ mod checkpointing;
 mod cli;
 mod dataset;
 mod demo;
+mod drawing;
 mod engine;
 mod features;
 mod files;

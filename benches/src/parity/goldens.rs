@@ -9,9 +9,11 @@ use serde_json::Value;
 
 /// The files of tensors in a folder of goldens.
 const FILES: [&str; 3] = ["goldens.safetensors", "goldens_act.safetensors", "goldens_train.safetensors"];
+/// One that only some folders have.
+const DORA: &str = "goldens_dora.safetensors";
 
 /// What PyTorch was given, which there is nothing to compare with.
-const INPUTS: [&str; 15] = [
+const INPUTS: [&str; 18] = [
     "clip.input_ids",
     "vae.image",
     "vae.noise",
@@ -27,6 +29,9 @@ const INPUTS: [&str; 15] = [
     "pipe.latents",
     "train.latents",
     "train.noise",
+    "lora.dora_sel.sample",
+    "lora.dora_sel.timesteps",
+    "lora.dora_sel.context",
 ];
 /// More of them: of the training batches.
 const BATCH_INPUTS: [&str; 2] = ["train.timesteps", "train.input_ids"];
@@ -63,6 +68,9 @@ impl Goldens {
         let mut tensors = BTreeMap::new();
         for file in FILES {
             read_tensors(&folder.join(file), &mut tensors)?;
+        }
+        if folder.join(DORA).exists() {
+            read_tensors(&folder.join(DORA), &mut tensors)?;
         }
         let noise = |(name, columns): (String, Vec<Value>)| Some((name, columns.get(1)?.as_f64()?));
         let table: BTreeMap<String, Vec<Value>> = json(&folder.join("tolerances.json"))?;

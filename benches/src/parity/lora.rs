@@ -1,11 +1,14 @@
 //! The U-Net with LoRA: outputs, and training with the steps that `strata train` takes.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use strata_engine::{Tape, Tensor};
-use strata_model::{Cx, Gates, LoraEntry, LoraSet, LoraWeights, Unet, UnetInput};
+use strata_model::{Conditioning, Cx, Gates, LoraEntry, LoraSet, LoraWeights, Part, Unet, UnetInput};
 use strata_trainer::{Batch, Learner, TrainConfig};
 
 use super::check::{Checker, relative_l2};
+use super::goldens::to_nchw;
 
 /// A LoRA of the goldens.
 struct Case {
@@ -23,7 +26,8 @@ const CASES: [Case; 4] = [
     Case { name: "locon_sel", forward: true, moments: false },
 ];
 
-/// `lora.NAME.*` and `train.NAME.*` of the LoRAs that Strata can have, and the training batches themselves.
+/// `lora.NAME.*` and `train.NAME.*` of the LoRAs that Strata can have, and the training batches themselves. Each LoRA is in
+/// kohya's spelling, and in others where the folder has files of it.
 pub(crate) fn loras(c: &mut Checker) -> Result<()> {
     batches(c)?;
     let mut unet = c.checkpoint.unet(c.gpu, c.dtype)?;
@@ -46,8 +50,100 @@ pub(crate) fn loras(c: &mut Checker) -> Result<()> {
         let outcome = outcome.and_then(|()| training(c, &unet, &lora, &case));
         unet.detach_all();
         outcome.with_context(|| case.name)?;
+        if case.forward {
+            for path in spellings(c, case.name)? {
+                spelled(c, &mut unet, case.name, &path).with_context(|| path.display().to_string())?;
+            }
+        }
+    }
+    dora(c, &mut unet)?;
+    with_text(c, &mut unet)
+}
+
+/// The files of a LoRA in other spellings than kohya's.
+fn spellings(c: &Checker, name: &str) -> Result<Vec<PathBuf>> {
+    let files = std::fs::read_dir(c.folder.join("lora"))?;
+    let mut paths = files.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+    let other = |path: &PathBuf| {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        // `attn_sel_zero_peft` is another LoRA than `attn_sel`
+        stem.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with("_peft") || rest.starts_with("_diffusers"))
+    };
+    paths.retain(other);
+    paths.sort();
+    Ok(paths)
+}
+
+/// `lora.NAME.out` of a file in another spelling.
+fn spelled(c: &mut Checker, unet: &mut Unet, name: &str, path: &Path) -> Result<()> {
+    let inputs = ["unet.sample", "unet.mixed.timesteps", "unet.context"];
+    let got = predicted(c, unet, path, inputs)?;
+    let golden = &c.goldens.get(&format!("lora.{name}.out"))?.values;
+    ensure!(got.len() == golden.len(), "{} values for {}", got.len(), golden.len());
+    let file = path.file_stem().unwrap_or_default().to_string_lossy();
+    c.summary(&format!("lora/{file}"), relative_l2(&got, golden), c.tolerances.forward, "");
+    Ok(())
+}
+
+/// `lora.dora_sel.out`, where the folder has it, in both spellings.
+fn dora(c: &mut Checker, unet: &mut Unet) -> Result<()> {
+    if c.goldens.get("lora.dora_sel.out").is_err() {
+        return Ok(());
+    }
+    for spelling in ["kohya", "peft"] {
+        let path = c.folder.join("lora").join(format!("dora_sel_{spelling}.safetensors"));
+        let inputs = ["sample", "timesteps", "context"].map(|name| format!("lora.dora_sel.{name}"));
+        let got = predicted(c, unet, &path, inputs.each_ref().map(String::as_str))?;
+        c.close("lora.dora_sel.out", &got, c.tolerances.forward);
     }
     Ok(())
+}
+
+/// `lora.kohya_full.*`: modules of the text encoder too, whose states the U-Net then is told. In every spelling.
+fn with_text(c: &mut Checker, unet: &mut Unet) -> Result<()> {
+    const NAME: &str = "kohya_full";
+    let kohya = c.folder.join("lora").join(format!("{NAME}_kohya.safetensors"));
+    for path in std::iter::once(kohya).chain(spellings(c, NAME)?) {
+        let mut file = LoraWeights::read(&path)?;
+        let mut text = c.checkpoint.text_encoder(c.gpu, c.dtype)?;
+        ensure!(text.attach(&file.take(Part::TextEncoder), 0)?, "{}: nothing for text", path.display());
+        let (tape, gates) = (Tape::off(), Gates::scalars(&[1.0]));
+        let cx = Cx { tape: &tape, gates: &gates, taps: None };
+        let [texts, tokens] = c.goldens.get("clip.input_ids")?.axes()?;
+        let ids = Tensor::from_u32(c.gpu, &c.goldens.indices("clip.input_ids")?, &[texts, tokens])?;
+        let states = text.clip().forward(&cx, &ids, 0)?;
+        c.tensor(&format!("lora.{NAME}.clip_last_hidden"), &states, c.tolerances.forward)?;
+
+        let set = LoraSet::from_weights(c.gpu, c.dtype, &file, unet)?;
+        let timesteps = c.goldens.get("unet.mixed.timesteps")?.values.clone();
+        let channels = states.last();
+        let told = &states.to_f32()?[..timesteps.len() * tokens * channels];
+        let conditioning = Conditioning::upload(c.gpu, told, &[timesteps.len(), tokens, channels], c.dtype)?;
+        let sample = c.input("unet.sample")?;
+        unet.attach(&set)?;
+        let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+        let out = unet.forward(&cx, &input);
+        unet.detach_all();
+        c.tensor(&format!("lora.{NAME}.out"), &out?, c.tolerances.forward)?;
+    }
+    Ok(())
+}
+
+/// What the U-Net says with a LoRA file to the goldens of these names: latents, timesteps and text states. N C H W.
+fn predicted(c: &Checker, unet: &mut Unet, path: &Path, inputs: [&str; 3]) -> Result<Vec<f32>> {
+    let lora = LoraSet::from_weights(c.gpu, c.dtype, &LoraWeights::read(path)?, unet)?;
+    let [sample, timesteps, context] = inputs;
+    let (sample, timesteps) = (c.input(sample)?, c.goldens.get(timesteps)?.values.clone());
+    let conditioning = c.conditioning(c.goldens.get(context)?)?;
+    unet.attach(&lora)?;
+    let (tape, gates) = (Tape::off(), Gates::scalars(&[1.0]));
+    let input = UnetInput { sample: &sample, timesteps: &timesteps, conditioning: &conditioning };
+    let out = unet.forward(&Cx { tape: &tape, gates: &gates, taps: None }, &input);
+    unet.detach_all();
+    let out = out?;
+    let &[n, h, w, channels] = out.shape() else { anyhow::bail!("an output of shape {:?}", out.shape()) };
+    Ok(to_nchw(&out.to_f32()?, [n, h, w, channels]))
 }
 
 /// `lora.NAME.out`, and the same with the LoRA at 0.6.

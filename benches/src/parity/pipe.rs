@@ -1,20 +1,29 @@
 //! From text to a picture.
 
-use anyhow::{Result, ensure};
-use strata_model::{Pipeline, Prompts, Reading, Sampling, Takes};
+use anyhow::{Context, Result, ensure};
+use strata_model::{Pipeline, Prompts, Reading, Sampler, Sampling, Sigmas, Start, Takes};
 
 use super::check::Checker;
 
-/// `pipe.ddim.*`: five DDIM steps with guidance 3 from given noise, with and without "clip skip 2", and the picture.
+/// The samplers of `pipe.*`, and how many layers of CLIP are skipped.
+const CASES: [(&str, &str, Option<Sigmas>, usize); 4] = [
+    ("pipe.ddim", "ddim", None, 0),
+    ("pipe.ddim.clipskip2", "ddim", None, 1),
+    ("pipe.euler", "euler", None, 0),
+    ("pipe.dpmpp_2m_karras", "dpmpp_2m", Some(Sigmas::Karras), 0),
+];
+
+/// `pipe.*`: five steps with guidance 3 from given noise, and the picture of the first.
 pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
     let pipeline = Pipeline::open(c.gpu, &c.checkpoint, c.dtype, c.dtype)?;
     let [wanted, _, _, unwanted] = &c.goldens.texts[..] else {
         anyhow::bail!("meta.json has {} prompts, not 4", c.goldens.texts.len());
     };
     let (noise, shape) = c.goldens.get("pipe.latents")?.nhwc()?;
-    let sampling = Sampling { steps: 5, guidance: 3.0, ..Sampling::default() };
-    let takes = Takes::plain(1, sampling.guided());
-    for (name, skip) in [("pipe.ddim", 0), ("pipe.ddim.clipskip2", 1)] {
+    for (name, sampler, sigmas, skip) in CASES {
+        let sampler = Sampler::named(sampler).with_context(|| format!("no sampler {sampler}"))?;
+        let sampling = Sampling { sampler, sigmas, steps: 5, guidance: 3.0, ..Sampling::default() };
+        let takes = Takes::plain(1, sampling.guided());
         // diffusers skips layers for the prompt alone, not for the negative one
         let encode = |text: &str, skip| {
             let prompts = pipeline.text.read(&[text], Reading::Literal, &[])?;
@@ -22,9 +31,11 @@ pub(crate) fn pipelines(c: &mut Checker) -> Result<()> {
         };
         let (wanted, unwanted) = (encode(wanted, skip)?, encode(unwanted, 0)?);
         let prompts = Prompts { wanted, unwanted };
-        let latents = pipeline.sample(&prompts, &noise, shape, &takes, &sampling, |_| ())?;
+        let start = Start { noise: &noise, picture: None };
+        // none of these adds noise
+        let latents = pipeline.sample(&prompts, start, shape, &takes, &sampling, |_, _| (), |_| ())?;
         c.tensor(&format!("{name}.latents"), &latents, c.tolerances.pipeline)?;
-        if skip > 0 {
+        if name != "pipe.ddim" {
             continue;
         }
         let pictures = pipeline.decode(&latents)?;

@@ -1,29 +1,35 @@
 //! `strata generate`
 
 mod lora;
+mod parameters;
 mod remarks;
+mod sampling;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use image::RgbImage;
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageReader, RgbImage};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, waiting};
-use strata_model::{Checkpoint, LoraSet, Pipeline, Sampling, Scene, Together, Wording, png, write_atomic};
+use strata_model::{Checkpoint, LoraSet, Pipeline, Scene, Wording, png_with_text, write_atomic};
 
 use remarks::remarks;
+use sampling::SamplingArgs;
 
 use super::lora::LoraArg;
 use super::model::ModelArgs;
-use super::{GpuArgs, MAX_SAMPLING_STEPS, MAX_SIDE, check_file, note, number_format, seed, supported};
+use super::{GpuArgs, MAX_SIDE, check_file, note, number_format, seed, supported};
 
-/// Draw pictures from text with DDIM
+/// Draw pictures from text
 ///
 /// Equal arguments give equal pictures. The picture of seed S is the same alone and as one of several.
 ///
 /// Prompts may be of any length, and have weights as A1111 writes them: (text:1.2), (text) for × 1.1, [text] for ÷ 1.1,
 /// and \( for a bracket that means itself. The weight of a LoRA's tag is that of the LoRA.
+///
+/// The files say how they were made, as A1111 reads it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Options of a LoRA, after commas:
@@ -39,10 +45,12 @@ Options of a LoRA, after commas:
 Examples:
   strata generate sd15 --prompt 'a photo of a cat'
   strata generate sd15 --prompt 'a photo of sks cat' --lora lora.safetensors:0.8 --seed 7 --out cat.png
+  strata generate sd15 --prompt 'a photo of a cat' --sampler dpmpp_2m --sigmas karras
   strata generate sd15 --prompt 'portrait, (hair_style_a:1.2)' --lora hair.safetensors:0.8,gate=token,tag=hair_style_a
   strata generate sd15 --prompt 'portrait, hair_style_a, coat_b' --lora hair.safetensors,tag=hair_style_a \\
       --lora coat.safetensors,tag=coat_b --together place
   strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
+  strata generate sd15 --prompt 'an oil painting of a cat' --init photo.jpg --strength 0.6
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
     #[command(flatten)]
@@ -56,18 +64,17 @@ pub struct Generate {
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
-    /// Leave unused what of a LoRA file cannot be applied, such as its modules of the text encoder, and say so
+    /// Leave unused what of a LoRA file cannot be applied, such as its modules of a second text encoder, and say so
     #[arg(long)]
     allow_unused: bool,
-    /// Times that the model is run
-    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLING_STEPS))]
-    steps: u32,
-    /// How far to go from the negative prompt towards the prompt; 1 = plain prompt
-    #[arg(long, default_value_t = 7.5, value_parser = guidance)]
-    guidance: f32,
-    /// How several LoRAs whose tags are in the prompt act together
-    #[arg(long, value_enum, default_value_t = TogetherArg::Sum)]
-    together: TogetherArg,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// A picture to begin with, cut to the shape that is drawn
+    #[arg(long, value_name = "PICTURE")]
+    init: Option<PathBuf>,
+    /// How much of --init is made anew: the share of the steps that are taken, up to 1
+    #[arg(long, default_value_t = 0.6, value_parser = strength)]
+    strength: f64,
     /// The picture's noise comes from this number; later pictures of --count have the numbers after it
     #[arg(long, default_value_t = 0, value_parser = seed)]
     seed: u64,
@@ -93,24 +100,6 @@ pub struct Generate {
     gpu: GpuArgs,
 }
 
-/// How several LoRAs act together.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum TogetherArg {
-    /// Their changes are added up in the model, as in other programs
-    Sum,
-    /// Each place of the picture goes to the one that changes it most; runs the model once more for each
-    Place,
-}
-
-impl From<TogetherArg> for Together {
-    fn from(together: TogetherArg) -> Self {
-        match together {
-            TogetherArg::Sum => Self::Sum,
-            TogetherArg::Place => Self::Place,
-        }
-    }
-}
-
 impl Generate {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         self.check_out()?;
@@ -132,7 +121,8 @@ impl Generate {
         );
         let prompts = [&self.prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
-        let loras = self.lora.iter().map(|lora| lora.open(self.allow_unused)).collect::<Result<Vec<_>>>()?;
+        let loras =
+            self.lora.iter().map(|lora| lora.open(self.allow_unused, true)).collect::<Result<Vec<_>>>()?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => supported(dtype, &gpu)?,
@@ -141,30 +131,40 @@ impl Generate {
         };
         let mut pipeline = open(&gpu, &checkpoint, dtype)?;
         let size = self.latent_size(&pipeline)?;
+        let mut sampling = self.sampling.sampling();
+        let init = self.init.as_deref().map(|path| read_picture(path, size, &pipeline)).transpose()?;
+        if init.is_some() {
+            sampling.strength = self.strength;
+        }
         let mut features = Vec::new();
         for lora in &loras {
             let context = || lora.path.display().to_string();
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
+            if let Some(text) = &lora.text {
+                pipeline.text.attach(text, features.len()).with_context(context)?;
+            }
             features.push(lora.feature(pipeline.text.tokenizer()).with_context(context)?);
-            lora.left_out(&set).iter().for_each(|text| note(text));
+            lora.left_out(&set, sampling.together).iter().for_each(|text| note(text));
         }
-        let sampling =
-            Sampling { steps: self.steps as usize, guidance: self.guidance, together: self.together.into() };
+        let sigmas = sampling.sigmas(&pipeline.scheduler);
+        let calls = pipeline.plan(&sampling)?.calls().len() as u64;
         let wording =
             Wording::read(pipeline.text.tokenizer(), &[&self.prompt], &[&self.negative], &features)?;
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
-        let progress = bar(u64::from(self.steps) * u64::from(self.count), "steps");
+        let progress = bar(calls * u64::from(self.count), "steps");
         let skip = usize::from(self.clip_skip - 1);
         let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
         for i in 0..self.count {
             let seed = self.seed + u64::from(i);
-            let latents = scene.draw(&pipeline, &[seed], || progress.inc(1))?;
+            let latents = scene.draw(&pipeline, &[seed], init.as_deref(), || progress.inc(1))?;
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
-                write_png(&path, &picture)?;
+                let [width, height] = [picture.width(), picture.height()];
+                let parameters = self.parameters(&loras, sigmas, [width, height], seed)?;
+                write_png(&path, &picture, &parameters)?;
                 progress.suspend(|| writeln!(out, "wrote {} (seed {seed})", path.display()))?;
             }
         }
@@ -205,20 +205,31 @@ impl Generate {
     }
 }
 
-fn guidance(text: &str) -> Result<f32> {
-    match text.parse::<f32>() {
-        Ok(guidance) if guidance.is_finite() && guidance >= 0.0 => Ok(guidance),
-        _ => bail!("choose a number of at least 0, such as 7.5"),
-    }
-}
-
 /// The pipeline with its U-Net in `dtype`. CLIP and VAE run in f32: they run once, and some VAEs overflow f16.
 pub(super) fn open(gpu: &Gpu, checkpoint: &Checkpoint, dtype: DType) -> Result<Pipeline> {
     let _reading = waiting("reading the model");
     Ok(Pipeline::open(gpu, checkpoint, dtype, DType::F32)?)
 }
 
-fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    let png = png(picture).with_context(|| format!("cannot encode {}", path.display()))?;
+/// The latent of a picture of any format, which is resized and cut about its middle to latents of this height and width.
+fn read_picture(path: &Path, [h, w]: [usize; 2], pipeline: &Pipeline) -> Result<Vec<f32>> {
+    let read = || -> Result<DynamicImage> { Ok(ImageReader::open(path)?.with_guessed_format()?.decode()?) };
+    let picture = read().with_context(|| format!("--init {}: no readable picture", path.display()))?;
+    let scale = pipeline.vae.config().downscale();
+    let [width, height] = [w, h].map(|side| (side * scale) as u32);
+    let fitted = picture.resize_to_fill(width, height, FilterType::Lanczos3);
+    Ok(pipeline.encode(&fitted.to_rgb8())?)
+}
+
+fn strength(text: &str) -> Result<f64> {
+    match text.parse::<f64>() {
+        Ok(strength) if strength > 0.0 && strength <= 1.0 => Ok(strength),
+        _ => bail!("choose a number of more than 0 (the picture itself), up to 1 (all new)"),
+    }
+}
+
+fn write_png(path: &Path, picture: &RgbImage, parameters: &str) -> Result<()> {
+    let png = png_with_text(picture, "parameters", parameters)
+        .with_context(|| format!("cannot encode {}", path.display()))?;
     Ok(write_atomic(path, |out| out.write_all(&png))?)
 }

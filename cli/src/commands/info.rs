@@ -1,6 +1,6 @@
 //! `strata info`
 
-mod lora;
+pub(super) mod lora;
 mod model;
 
 use std::io::Write;
@@ -32,25 +32,26 @@ pub struct Info {
 }
 
 /// One line of what is shown: what it is about, and what there is to say.
-type Line = (&'static str, String);
+pub(super) type Line = (&'static str, String);
 
 impl Info {
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         let path = &self.model.model;
         if path.is_file() && is_lora(path)? {
-            return self.show(out, lora::describe(path)?);
+            return show(out, lora::describe(path)?, self.json);
         }
-        self.show(out, model::describe(path, &self.model.options())?)
+        show(out, model::describe(path, &self.model.options())?, self.json)
     }
+}
 
-    fn show(&self, out: &mut impl Write, (json, lines): (Value, Vec<Line>)) -> Result<()> {
-        if self.json {
-            writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?;
-            return Ok(());
-        }
-        for (about, text) in lines {
-            writeln!(out, "{about:13} {text}")?;
-        }
-        Ok(())
+/// What is told of a file, as JSON or as lines.
+pub(super) fn show(out: &mut impl Write, (value, lines): (Value, Vec<Line>), json: bool) -> Result<()> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+        return Ok(());
     }
+    for (about, text) in lines {
+        writeln!(out, "{about:13} {text}")?;
+    }
+    Ok(())
 }

@@ -264,8 +264,14 @@ mod tests {
         for (text, after) in
             [("attn:abc", "abc"), ("attn:-1", "-1"), ("attn:0", "0"), ("attn:8,ff", "8,ff"), ("a:", "")]
         {
-            let layers =
-                Layers { model: "m".into(), select: vec![text.into()], rank: 8, all: false, json: false };
+            let layers = Layers {
+                model: "m".into(),
+                config: None,
+                select: vec![text.into()],
+                rank: 8,
+                all: false,
+                json: false,
+            };
             let message = format!("{:#}", layers.rules().unwrap_err());
             let told = format!(
                 "--select {text}: `{after}` after the colon is no rank: a rank is a whole number from 1 to 4096"

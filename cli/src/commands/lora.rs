@@ -39,7 +39,10 @@ enum Place {
 /// A LoRA, and how it is used.
 pub struct Lora {
     pub path: PathBuf,
+    /// Its modules of the U-Net.
     pub file: LoraWeights,
+    /// Its modules of the text encoder, where these are drawn with.
+    pub text: Option<LoraWeights>,
     pub weight: f32,
     /// Those that were given, else those that the file names.
     pub tags: Vec<String>,
@@ -110,10 +113,11 @@ impl LoraArg {
         Ok(lora)
     }
 
-    /// Reads the file, and the mask of a region.
-    pub fn open(&self, allow_unused: bool) -> Result<Lora> {
+    /// Reads the file, and the mask of a region. `text` says whether modules of the text encoder have a use.
+    pub fn open(&self, allow_unused: bool, text: bool) -> Result<Lora> {
         let Self { path, weight, class, uncond, .. } = self.clone();
         let mut file = LoraWeights::read(&path)?;
+        let own = text.then(|| file.take(Part::TextEncoder));
         let others = file.take_others();
         if !others.is_empty() {
             let of = |(part, n): (&Part, &usize)| format!("{} of {part}", counted(*n, "module"));
@@ -121,7 +125,7 @@ impl LoraArg {
             let what = format!("{}: has {}", path.display(), list.join(" and "));
             ensure!(
                 allow_unused && !file.modules.is_empty(),
-                "{what}, and LoRA is applied to the U-Net alone; --allow-unused goes without them, where there are others"
+                "{what}, which have no use here; --allow-unused goes without them, where there are others"
             );
             let are = if others.values().sum::<usize>() == 1 { "is" } else { "are" };
             note(&format!("{what}, which {are} not used"));
@@ -137,7 +141,12 @@ impl LoraArg {
             path.display()
         );
         let region = self.region.as_ref().map(Place::open).transpose()?;
-        Ok(Lora { path, file, weight, tags, class, gate, region, uncond })
+        ensure!(
+            !file.modules.is_empty(),
+            "{}: has modules of the text encoder alone; a LoRA is drawn with if it has some of the U-Net",
+            path.display()
+        );
+        Ok(Lora { path, file, text: own, weight, tags, class, gate, region, uncond })
     }
 }
 
@@ -218,7 +227,7 @@ fn split_options(arg: &str) -> (&str, Vec<&str>) {
 }
 
 /// A path and the number after its last colon, if there is one.
-fn split_weight(base: &str) -> Result<(&str, f32)> {
+pub fn split_weight(base: &str) -> Result<(&str, f32)> {
     let Some((path, weight)) = base.rsplit_once(':') else { return Ok((base, 1.0)) };
     match weight.parse::<f32>() {
         Ok(weight) if weight.is_finite() => Ok((path, weight)),

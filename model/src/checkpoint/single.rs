@@ -163,7 +163,7 @@ impl SingleFile {
         if self.zero_snr {
             scheduler.rescale_betas_zero_snr = true;
             // a picture begins as pure noise, which is the last timestep alone
-            scheduler.timestep_spacing = Spacing::Trailing;
+            scheduler.timestep_spacing = Some(Spacing::Trailing);
         }
         scheduler
     }

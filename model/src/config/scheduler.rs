@@ -43,7 +43,7 @@ pub enum Spacing {
     Linspace,
 }
 
-/// The noise schedule and what DDIM sampling needs, whichever sampler class the file was written for.
+/// The noise schedule and what sampling needs, whichever sampler class the file was written for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
     /// Timesteps the model was trained on.
@@ -64,11 +64,13 @@ pub struct SchedulerConfig {
     pub steps_offset: usize,
     /// Whether the last step lands on ᾱ = 1 rather than on that of timestep 0.
     pub set_alpha_to_one: bool,
-    /// Which timesteps a sampler visits.
-    pub timestep_spacing: Spacing,
-    /// Whether a sampler clips to −1 to 1, which is for pixels and refused by [`Ddim`](crate::Ddim).
+    /// Which timesteps a sampler visits; `None` if the file leaves it to the sampler.
+    pub timestep_spacing: Option<Spacing>,
+    /// Whether samplers that can take Karras sigmas do.
+    pub use_karras_sigmas: bool,
+    /// Whether a sampler clips to −1 to 1, which is for pixels and refused by [`Plan`](crate::Plan).
     pub clip_sample: bool,
-    /// Whether a sampler thresholds, which is for pixels and refused by [`Ddim`](crate::Ddim).
+    /// Whether a sampler thresholds, which is for pixels and refused by [`Plan`](crate::Plan).
     pub thresholding: bool,
     /// What of the file was not used, and why: a sentence each.
     pub notes: Vec<String>,
@@ -87,7 +89,8 @@ impl SchedulerConfig {
             rescale_betas_zero_snr: false,
             steps_offset: 1,
             set_alpha_to_one: false,
-            timestep_spacing: Spacing::Leading,
+            timestep_spacing: Some(Spacing::Leading),
+            use_karras_sigmas: false,
             clip_sample: false,
             thresholding: false,
             notes: Vec::new(),
@@ -116,7 +119,7 @@ impl SchedulerConfig {
                 Value::Null,
             ],
         )?;
-        // Settings of samplers other than DDIM, which neither training nor DDIM reads.
+        // Settings of samplers that have one value here, and of samplers that are not here.
         f.skip(&[
             "skip_prk_steps",
             "tensor_format",
@@ -129,7 +132,6 @@ impl SchedulerConfig {
             "final_sigmas_type",
             "interpolation_type",
             "lambda_min_clipped",
-            "use_karras_sigmas",
             "use_exponential_sigmas",
             "use_beta_sigmas",
             "use_lu_lambdas",
@@ -174,7 +176,7 @@ impl SchedulerConfig {
                 "tau_func",
                 "timestep_values",
             ],
-            "other samplers than DDIM, with which pictures are made here",
+            "samplers that are not here, or settings of theirs that have one value here",
         );
         let clips_by_default = class.starts_with("DDIM") || class.starts_with("DDPM");
         let config = Self {
@@ -187,7 +189,8 @@ impl SchedulerConfig {
             rescale_betas_zero_snr: f.or("rescale_betas_zero_snr", false)?,
             steps_offset: f.or("steps_offset", 0)?,
             set_alpha_to_one: f.or("set_alpha_to_one", true)?,
-            timestep_spacing: f.or("timestep_spacing", Spacing::Leading)?,
+            timestep_spacing: f.get("timestep_spacing")?,
+            use_karras_sigmas: f.or("use_karras_sigmas", false)?,
             clip_sample: f.or("clip_sample", clips_by_default)?,
             thresholding: f.or("thresholding", false)?,
             notes: f.finish()?,

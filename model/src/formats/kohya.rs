@@ -1,24 +1,43 @@
-//! LoRA files in kohya's naming, the one form that every Stable Diffusion program reads.
+//! Kohya's naming, the one that every Stable Diffusion program reads, with LyCORIS' kinds of modules.
 //!
-//! Per module three tensors: `<module>.lora_down.weight` [r, in], `<module>.lora_up.weight` [out, r] and `<module>.alpha`,
-//! a scalar. Convolutions have [r, in, k, k] and [out, r, 1, 1]. ΔW = alpha / r · up · down. A module's name is the part of
-//! the model and diffusers' path with `.` turned into `_`.
+//! `<module>.lora_down.weight` [r, in], `<module>.lora_up.weight` [out, r] and `<module>.alpha`, a scalar; convolutions have
+//! [r, in, k, k] and [out, r, 1, 1]. ΔW = alpha / r · up · down, and alpha = r where it is missing. A module's name is the part
+//! of the model and diffusers' path with `.` turned into `_`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::path::Path;
 
-use half::f16;
-use safetensors::tensor::Dtype;
-use strata_engine::DType;
+use super::module::Role;
+use super::{Key, write_tensors};
+use crate::{LoraWeights, Part, Result};
 
-use crate::atomic::write_atomic;
-use crate::tensor_file::{TensorFile, header};
-use crate::{Error, LoraModule, LoraWeights, Part, Result};
+const DOWN: &str = "lora_down.weight";
+const UP: &str = "lora_up.weight";
+const ALPHA: &str = "alpha";
+const MAGNITUDE: &str = "dora_scale";
 
-const DOWN: &str = ".lora_down.weight";
-const UP: &str = ".lora_up.weight";
-const ALPHA: &str = ".alpha";
+/// What may stand behind the name of a module.
+const ROLES: [(&str, Role); 19] = [
+    (DOWN, Role::Down),
+    (UP, Role::Up),
+    (ALPHA, Role::Alpha),
+    (MAGNITUDE, Role::Magnitude),
+    ("lora_mid.weight", Role::Mid),
+    ("diff", Role::Diff),
+    ("hada_w1_a", Role::HadaW1A),
+    ("hada_w1_b", Role::HadaW1B),
+    ("hada_w2_a", Role::HadaW2A),
+    ("hada_w2_b", Role::HadaW2B),
+    ("hada_t1", Role::HadaT1),
+    ("hada_t2", Role::HadaT2),
+    ("lokr_w1", Role::LokrW1),
+    ("lokr_w1_a", Role::LokrW1A),
+    ("lokr_w1_b", Role::LokrW1B),
+    ("lokr_w2", Role::LokrW2),
+    ("lokr_w2_a", Role::LokrW2A),
+    ("lokr_w2_b", Role::LokrW2B),
+    ("lokr_t2", Role::LokrT2),
+];
 
 /// What module names begin with. SDXL's two text encoders are numbered.
 const PREFIXES: [(&str, Part); 4] = [
@@ -80,140 +99,30 @@ fn place(name: &str) -> Option<(Part, String)> {
     Some((part, path.join(".")))
 }
 
-/// Reads a kohya file: F16, BF16, F32 or F64 (alphas also I64), any mix of modules. A missing alpha means alpha = rank.
-/// The type comes out as F16 if every tensor is, else as F32, so that writing again loses nothing.
-///
-/// # Errors
-/// The file is damaged; a key is of another kind of adaptation (LoHa, LoKr, DoRA, …), of another naming, or
-/// unknown; a module lacks one of its halves; shapes do not fit.
-pub fn read(path: &Path) -> Result<LoraWeights> {
-    let mut file = TensorFile::open(path)?;
-    let infos = file.tensors();
-    let dtype = if infos.values().all(|info| info.dtype == Dtype::F16) { DType::F16 } else { DType::F32 };
-    let keys: Vec<(String, Vec<usize>)> =
-        infos.iter().map(|(key, info)| (key.clone(), info.shape.clone())).collect();
-    if keys.is_empty() {
-        return Err(Error::file(path, "holds no tensors, so no LoRA"));
-    }
-
-    let mut modules: BTreeMap<String, LoraModule> = BTreeMap::new();
-    for (key, shape) in keys {
-        let part = [DOWN, UP, ALPHA].into_iter().find_map(|suffix| Some((key.strip_suffix(suffix)?, suffix)));
-        let Some((module, suffix)) = part else { return Err(foreign_key(path, &key)) };
-        let nothing =
-            || LoraModule { down: vec![], down_shape: vec![], up: vec![], up_shape: vec![], alpha: f32::NAN };
-        let module = modules.entry(module.to_string()).or_insert_with(nothing);
-        let values = file.read(&key)?;
-        match suffix {
-            DOWN => (module.down, module.down_shape) = (values, shape),
-            UP => (module.up, module.up_shape) = (values, shape),
-            _ => match values[..] {
-                [alpha] if alpha.is_finite() => module.alpha = alpha,
-                _ => {
-                    let message =
-                        format!("{key} must be one finite number, not {values:?} of shape {shape:?}");
-                    return Err(Error::file(path, message));
-                }
-            },
-        }
-    }
-    let mut placed = BTreeMap::new();
-    for (name, mut module) in modules {
-        for (half, shape) in [(DOWN, &module.down_shape), (UP, &module.up_shape)] {
-            if shape.is_empty() {
-                let message = format!("{name}{half} is missing, but other tensors of this module are there");
-                return Err(Error::file(path, message));
-            }
-        }
-        module.check(path, &name)?;
-        if module.alpha.is_nan() {
-            module.alpha = module.rank() as f32;
-        }
-        let Some(place) = place(&name) else {
-            let begins = PREFIXES.map(|(prefix, _)| prefix).join(", ");
-            let message =
-                format!("the module `{name}` is of no part that is known; names begin with {begins}");
-            return Err(Error::file(path, message));
-        };
-        if placed.insert(place, module).is_some() {
-            return Err(Error::file(path, format!("holds the layer of `{name}` under two names")));
-        }
-    }
-    Ok(LoraWeights { modules: placed, dtype, metadata: file.metadata().clone() })
+/// What a key stands for, if it is kohya's.
+pub(super) fn key(key: &str) -> Option<Key> {
+    let (name, suffix) = key.split_once('.')?;
+    let (_, role) = ROLES.iter().find(|(own, _)| *own == suffix)?;
+    let (part, path) = place(name)?;
+    Some(Key { part, path, role: *role })
 }
 
 /// Writes a LoRA; see [`LoraWeights::write`].
 pub fn write(lora: &LoraWeights, path: &Path) -> Result<()> {
-    // Sorted by full key: the order of the data, and of the header.
     let mut tensors: BTreeMap<String, (Vec<usize>, &[f32])> = BTreeMap::new();
     for ((part, layer), module) in &lora.modules {
         let name = kohya_name(*part, layer);
         module.check(path, &name)?;
-        tensors.insert(format!("{name}{DOWN}"), (module.down_shape.clone(), &module.down));
-        tensors.insert(format!("{name}{UP}"), (module.up_shape.clone(), &module.up));
-        tensors.insert(format!("{name}{ALPHA}"), (vec![], std::slice::from_ref(&module.alpha)));
+        tensors.insert(format!("{name}.{DOWN}"), (module.down_shape.clone(), &module.down));
+        tensors.insert(format!("{name}.{UP}"), (module.up_shape.clone(), &module.up));
+        tensors.insert(format!("{name}.{ALPHA}"), (vec![], std::slice::from_ref(&module.alpha)));
+        if let Some(magnitude) = &module.magnitude {
+            let mut shape = vec![1; module.down_shape.len()];
+            shape[0] = magnitude.len();
+            tensors.insert(format!("{name}.{MAGNITUDE}"), (shape, magnitude));
+        }
     }
-    for (key, (_, values)) in &tensors {
-        check_finite(path, key, values, lora.dtype)?;
-    }
-    let dtype = if lora.dtype == DType::F16 { Dtype::F16 } else { Dtype::F32 };
-    let shapes = tensors.iter().map(|(key, (shape, _))| (key.as_str(), shape.clone()));
-    let header = header(dtype, shapes, &lora.metadata).map_err(|e| Error::file(path, e.to_string()))?;
-    write_atomic(path, |out| {
-        out.write_all(&header)?;
-        tensors.values().try_for_each(|(_, values)| write_values(out, values, lora.dtype))
-    })
-}
-
-fn write_values(out: &mut dyn Write, values: &[f32], dtype: DType) -> io::Result<()> {
-    let bytes: Vec<u8> = match dtype {
-        DType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    };
-    out.write_all(&bytes)
-}
-
-fn check_finite(path: &Path, key: &str, values: &[f32], dtype: DType) -> Result<()> {
-    if let Some(bad) = values.iter().find(|v| !v.is_finite()) {
-        return Err(Error::file(
-            path,
-            format!("not written: {key} holds {bad}; the training has diverged, lower the learning rate"),
-        ));
-    }
-    let overflows = |v: &&f32| dtype == DType::F16 && f16::from_f32(**v).is_infinite();
-    if let Some(big) = values.iter().find(overflows) {
-        return Err(Error::file(
-            path,
-            format!(
-                "not written: {key} holds {big}, too large for F16; train with a lower lr, or with save_dtype = \"f32\""
-            ),
-        ));
-    }
-    Ok(())
-}
-
-/// Says what a key that is not kohya LoRA is instead.
-fn foreign_key(path: &Path, key: &str) -> Error {
-    let kinds = [
-        (".hada_", "of a LoHa file, which Strata does not read"),
-        (".lokr_", "of a LoKr file, which Strata does not read"),
-        (".dora_scale", "of a DoRA file, which Strata does not read"),
-        (".lora_magnitude_vector", "of a DoRA file, which Strata does not read"),
-        (".lora_mid.", "of a LoCon file with Tucker decomposition, which Strata does not read"),
-        (".oft_", "of an OFT file, which Strata does not read"),
-        (".diff", "of a file of full weight differences, which Strata does not read"),
-        (
-            "bundle_emb.",
-            "an embedding bundled with the LoRA, which Strata does not read; save the LoRA without it",
-        ),
-        (".lora_A.", "PEFT's naming; convert it with diffusers' `convert_state_dict_to_kohya`"),
-        (".lora.", "diffusers' naming; convert it with diffusers' `convert_state_dict_to_kohya`"),
-        ("_lora.", "diffusers' old naming; convert it with diffusers' `convert_state_dict_to_kohya`"),
-    ];
-    let kind = kinds.iter().find(|(mark, _)| key.contains(mark)).map(|(_, kind)| *kind);
-    let kind =
-        kind.unwrap_or("unknown; expected names that end in .lora_down.weight, .lora_up.weight or .alpha");
-    Error::file(path, format!("not a kohya LoRA: the key `{key}` is {kind}"))
+    write_tensors(path, &tensors, lora.dtype, &lora.metadata)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The LoRAs of one feature, all in one flat buffer.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -10,7 +11,7 @@ use crate::build::turned;
 use crate::error::listing;
 use crate::layers::{LayerInfo, LayerKind, LoraSlot};
 use crate::selection::Match;
-use crate::{Error, Result, Unet};
+use crate::{Clip, Error, Result, Unet};
 
 /// Parts of the buffer start at multiples of this many elements, so that both an f32 and an f16 part start at a
 /// multiple of 256 bytes, as a binding must.
@@ -135,19 +136,70 @@ impl LoraSet {
     /// [`Error::Lora`] names the modules that are not layers of the U-Net, or are of another size; else the GPU is out of
     /// memory.
     pub fn from_weights(gpu: &Gpu, dtype: DType, lora: &LoraWeights, unet: &Unet) -> Result<Self> {
-        let layers = unet.layers();
-        check_modules(lora, layers)?;
+        check_modules(lora, unet.layers())?;
+        Self::at_layers(gpu, dtype, lora, Part::Unet, unet.layers(), |path| unet.matrix(path))
+    }
+
+    /// A LoRA at the layers of this text encoder; `None` if it has no modules of it.
+    ///
+    /// # Errors
+    /// As [`from_weights`](Self::from_weights).
+    pub(crate) fn for_text(lora: &LoraWeights, clip: &Clip) -> Result<Option<Self>> {
+        let layers = clip.layers();
+        let own = |path: &str| layers.iter().find(|layer| layer.path == path);
+        let mut left = Vec::new();
+        let mut any = false;
+        for ((_, path), module) in lora.modules.iter().filter(|((part, _), _)| *part == Part::TextEncoder) {
+            any = true;
+            match own(path) {
+                Some(layer) => check_shapes(path, module, layer)?,
+                None => left.push(path.clone()),
+            }
+        }
+        if !left.is_empty() {
+            let names = listing(&left);
+            return Err(Error::Lora(format!(
+                "{} modules are no layer of this text encoder ({names})",
+                left.len()
+            )));
+        }
+        let (gpu, dtype) = (clip.gpu(), clip.dtype());
+        any.then(|| Self::at_layers(gpu, dtype, lora, Part::TextEncoder, &layers, |path| clip.matrix(path)))
+            .transpose()
+    }
+
+    /// The modules of a part at its layers, which they fit. `matrix` is asked for what a layer multiplies with.
+    fn at_layers(
+        gpu: &Gpu,
+        dtype: DType,
+        lora: &LoraWeights,
+        part: Part,
+        layers: &[LayerInfo],
+        matrix: impl Fn(&str) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let mut modules: BTreeMap<&str, Cow<'_, LoraModule>> = BTreeMap::new();
+        for layer in layers {
+            if let Some(module) = lora.modules.get(&(part, layer.path.clone())) {
+                let module = match &module.magnitude {
+                    Some(_) => Cow::Owned(module.renormed(&matrix(&layer.path)?)),
+                    None => Cow::Borrowed(module),
+                };
+                modules.insert(&layer.path, module);
+            }
+        }
         let entry = |layer: &LayerInfo| {
-            let module = lora.unet(&layer.path)?;
-            let (down_shape, up_shape) = (module.down_shape.clone(), module.up_shape.clone());
-            Some(LoraEntry {
-                down_shape,
-                up_shape,
-                ..LoraEntry::new(layer, module.rank(), module.alpha, None)
-            })
+            let module = modules.get(layer.path.as_str())?;
+            let entry = LoraEntry::new(layer, module.rank(), module.alpha, None);
+            // a kernel that the file has as a matrix stays one; of a larger kernel that is told nowhere
+            let shapes = if module.down_shape[1] == layer.inputs {
+                (module.down_shape.clone(), module.up_shape.clone())
+            } else {
+                (entry.down_shape.clone(), entry.up_shape.clone())
+            };
+            Some(LoraEntry { down_shape: shapes.0, up_shape: shapes.1, ..entry })
         };
         Self::new(gpu, dtype, layers.iter().filter_map(entry).collect(), |entry, values| {
-            if let Some(module) = lora.unet(&entry.path) {
+            if let Some(module) = modules.get(entry.path.as_str()) {
                 values[entry.down.clone()].copy_from_slice(&entry.down_from_file(&module.down));
                 values[entry.up.clone()].copy_from_slice(&module.up);
             }
@@ -239,6 +291,7 @@ impl LoraSet {
                 up: values[entry.up.clone()].to_vec(),
                 up_shape: entry.up_shape.clone(),
                 alpha: entry.alpha,
+                magnitude: None,
             };
             ((Part::Unet, entry.path.clone()), module)
         };
@@ -316,7 +369,9 @@ fn check_shapes(path: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()
         [] => side == 1,
         sides => sides.iter().all(|s| *s == side),
     };
-    if down[1] == layer.inputs && up[0] == layer.outputs && kernel(down, side) && kernel(up, 1) {
+    // larger ones too, of kinds of LoRA whose files do not tell the kernel
+    let flat = down.len() == 2 && side > 1 && down[1] == layer.fan_in();
+    if (flat || down[1] == layer.inputs && kernel(down, side)) && up[0] == layer.outputs && kernel(up, 1) {
         return Ok(());
     }
     let wanted = LoraEntry::new(layer, rank, module.alpha, None);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use strata_engine::DType;
 
-use crate::formats::kohya;
+use crate::formats::{self, Spelling};
 use crate::{Error, Result, note_keys, sniff};
 
 /// The part of a model that a module belongs to.
@@ -54,16 +54,28 @@ pub struct LoraModule {
     pub up_shape: Vec<usize>,
     /// What ΔW is multiplied by, times r.
     pub alpha: f32,
+    /// Of DoRA: the norm of each row of W + ΔW, [out].
+    pub magnitude: Option<Vec<f32>>,
 }
 
 impl LoraWeights {
-    /// Reads a LoRA file.
+    /// Reads a LoRA: a file in kohya's or diffusers' spelling, or PEFT's folder. LoHa, LoKr and full differences come out as
+    /// branches of full rank. A missing alpha means alpha = rank.
     ///
     /// # Errors
-    /// The file is damaged, or of a spelling or kind that is not read.
+    /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module lacks one of its
+    /// tensors, or their shapes do not fit.
     pub fn read(path: &Path) -> Result<Self> {
         sniff::check_lora(path)?;
-        kohya::read(path)
+        formats::read(path)
+    }
+
+    /// Writes in a spelling: a file, or PEFT's folder. Of the metadata, a file's header has all.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_as(&self, spelling: Spelling, path: &Path) -> Result<()> {
+        formats::write(self, spelling, path)
     }
 
     /// Writes a file in kohya's spelling, which every Stable Diffusion program reads: whole or not at all. Equal contents
@@ -73,12 +85,20 @@ impl LoraWeights {
     /// Shapes do not fit; a value is not finite, or would not be as F16; or the file cannot be written (what was at
     /// `path` before is then still there).
     pub fn write(&self, path: &Path) -> Result<()> {
-        kohya::write(self, path)
+        self.write_as(Spelling::Kohya, path)
     }
 
     /// The module of a layer of the U-Net.
     pub fn unet(&self, path: &str) -> Option<&LoraModule> {
         self.modules.get(&(Part::Unet, path.to_owned()))
+    }
+
+    /// Takes out the modules of a part, as a LoRA of their own.
+    #[must_use]
+    pub fn take(&mut self, part: Part) -> Self {
+        let (own, rest) = std::mem::take(&mut self.modules).into_iter().partition(|((of, _), _)| *of == part);
+        self.modules = rest;
+        Self { modules: own, dtype: self.dtype, metadata: self.metadata.clone() }
     }
 
     /// Takes out the modules of other parts than the U-Net, and says how many each part had.
@@ -131,7 +151,7 @@ impl LoraModule {
         self.down_shape.first().copied().unwrap_or(0)
     }
 
-    /// ‖ΔW‖, the root of the sum of its squares. Of up and down only products of rank × rank numbers are made:
+    /// ‖ΔW‖, the root of the sum of its squares; of DoRA without its magnitudes. Of up and down only products of rank × rank numbers are made:
     /// ‖up · down‖² = Σ (upᵀ up) (down downᵀ).
     pub fn norm(&self) -> f64 {
         let rank = self.rank();
@@ -159,6 +179,43 @@ impl LoraModule {
         self.alpha / self.rank() as f32
     }
 
+    /// ΔW, row-major [out, in · k · k].
+    pub fn delta(&self) -> Vec<f32> {
+        let (rank, scale) = (self.rank(), f64::from(self.alpha) / self.rank() as f64);
+        let columns = self.down.len() / rank;
+        let mut delta = Vec::with_capacity(self.up.len() / rank * columns);
+        let mut row = vec![0.0_f64; columns];
+        for weights in self.up.chunks_exact(rank) {
+            row.fill(0.0);
+            for (weight, down) in weights.iter().zip(self.down.chunks_exact(columns)) {
+                let weight = f64::from(*weight) * scale;
+                row.iter_mut().zip(down).for_each(|(sum, v)| *sum += weight * f64::from(*v));
+            }
+            delta.extend(row.iter().map(|v| *v as f32));
+        }
+        delta
+    }
+
+    /// DoRA at a layer as a branch of full rank: what takes `matrix`, W, to m (W + ΔW) / ‖W + ΔW‖, with norms of rows.
+    pub(crate) fn renormed(&self, matrix: &[f32]) -> Self {
+        let outputs = self.up_shape[0];
+        let columns = matrix.len() / outputs;
+        let mut down = Vec::with_capacity(matrix.len());
+        let delta = self.delta();
+        let rows = matrix.chunks_exact(columns).zip(delta.chunks_exact(columns));
+        for ((row, change), magnitude) in rows.zip(self.magnitude.iter().flatten()) {
+            let sum = || row.iter().zip(change).map(|(w, d)| f64::from(*w) + f64::from(*d));
+            let norm = sum().map(|v| v * v).sum::<f64>().sqrt();
+            let factor = f64::from(*magnitude) / norm;
+            down.extend(sum().zip(row).map(|(v, w)| (v * factor - f64::from(*w)) as f32));
+        }
+        let mut up = vec![0.0; outputs * outputs];
+        up.iter_mut().step_by(outputs + 1).for_each(|v| *v = 1.0);
+        let (mut down_shape, mut up_shape) = (self.down_shape.clone(), self.up_shape.clone());
+        (down_shape[0], up_shape[1]) = (outputs, outputs);
+        Self { down, down_shape, up, up_shape, alpha: outputs as f32, magnitude: None }
+    }
+
     /// Checks shapes against each other and against the number of values.
     pub(crate) fn check(&self, path: &Path, module: &str) -> Result<()> {
         let (down, up) = (&self.down_shape, &self.up_shape);
@@ -184,6 +241,11 @@ impl LoraModule {
 
     /// Both modules as one: y = x (down₁ ‖ down₂)ᵀ (s₁ up₁ ‖ s₂ up₂)ᵀ, with s = alpha / rank.
     fn beside(&self, other: &Self, name: &str) -> Result<Self> {
+        if self.magnitude.is_some() || other.magnitude.is_some() {
+            return Err(Error::Lora(format!(
+                "{name} is DoRA, which is no sum; it cannot be put beside another LoRA"
+            )));
+        }
         let (down, up) = (&self.down_shape, &self.up_shape);
         if down[1..] != other.down_shape[1..] || up[0] != other.up_shape[0] || up[2..] != other.up_shape[2..]
         {
@@ -213,6 +275,7 @@ impl LoraModule {
             up: pairs.flat_map(|(a, b)| [a, b].concat()).collect(),
             up_shape,
             alpha: rank as f32,
+            magnitude: None,
         })
     }
 }
@@ -229,6 +292,7 @@ mod tests {
             up: vec![1.0, 2.0, -1.0, 4.0],
             up_shape: vec![2, 2],
             alpha: 1.0,
+            magnitude: None,
         };
         // up · down = [[7, -2, 2.5], [11, 2, 3.5]], times 1/2
         let square = 49.0 + 4.0 + 6.25 + 121.0 + 4.0 + 12.25;

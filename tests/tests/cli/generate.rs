@@ -90,13 +90,13 @@ fn lora_arguments_have_one_grammar() {
 
 /// Modules that cannot be applied are left out only where that is asked for, and said.
 #[test]
-fn modules_of_the_text_encoder_are_left_out_on_request() {
+fn modules_of_no_part_of_the_model_are_left_out_on_request() {
     let folder = tempdir().unwrap();
     let (file, out) = (folder.path().join("both.safetensors"), folder.path().join("a.png"));
     let mut lora = LoraWeights::read(&golden("sd15-tiny", "lora/attn_sel_kohya.safetensors")).unwrap();
     let module = lora.modules.values().find(|module| module.down_shape.len() == 2).unwrap().clone();
     let layer = "text_model.encoder.layers.0.self_attn.q_proj".to_owned();
-    lora.modules.insert((Part::TextEncoder, layer), module);
+    lora.modules.insert((Part::TextEncoder2, layer), module);
     lora.write(&file).unwrap();
     let model = model();
     let args = [
@@ -111,10 +111,10 @@ fn modules_of_the_text_encoder_are_left_out_on_request() {
         "--out",
         text(&out),
     ];
-    fails(&args, &["both.safetensors", "1 module of the text encoder", "--allow-unused"]);
+    fails(&args, &["both.safetensors", "1 module of the second text encoder", "--allow-unused"]);
     let run = strata(&[&args[..], &["--allow-unused"]].concat());
     assert!(run.code == Some(0) && out.exists(), "{}", run.err);
-    assert!(run.err.contains("1 module of the text encoder, which is not used"), "{}", run.err);
+    assert!(run.err.contains("1 module of the second text encoder, which is not used"), "{}", run.err);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use half::f16;
 use strata_engine::DType;
-use strata_model::{LoraModule, LoraSet, LoraWeights, Part, TensorFile, kohya_name};
+use strata_model::{LoraModule, LoraSet, LoraWeights, Part, Spelling, TensorFile, kohya_name};
 use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
@@ -21,6 +21,7 @@ fn module(rank: usize) -> LoraModule {
         up: numbers(4 * rank),
         up_shape: vec![4, rank],
         alpha: 1.5,
+        magnitude: None,
     }
 }
 
@@ -151,6 +152,7 @@ fn convolutions_keep_their_kernel() {
         up: vec![0.25; 8],
         up_shape: vec![4, 2, 1, 1],
         alpha: 2.0,
+        magnitude: None,
     };
     let lora = file(DType::F16, &[("conv", conv)]);
     lora.write(&path).unwrap();
@@ -189,7 +191,7 @@ fn read(folder: &Path, tensors: &[Entry<'_>]) -> Result<LoraWeights, strata_mode
 }
 
 #[test]
-fn files_that_are_no_kohya_lora_are_refused() {
+fn files_that_are_no_lora_are_refused() {
     let folder = tempdir().unwrap();
     let folder = folder.path();
     let down = |shape: &'static [usize]| {
@@ -213,23 +215,143 @@ fn files_that_are_no_kohya_lora_are_refused() {
     refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), alpha(&[f32::NAN], &[])]), &["m.alpha", "finite"]);
     refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), alpha(&[1.0, 2.0], &[2])]), &["m.alpha"]);
     refused(
-        read(
-            folder,
-            &[f32s("m.lora_down.weight", &[1, 1], &[1.0]), f32s("m.lora_up.weight", &[1, 1], &[1.0])],
-        ),
-        &["module `m`", "lora_unet_"],
+        read(folder, &[f32s("m.lora_down.weight", &[1, 1], &[1.0])]),
+        &["`m.lora_down.weight`", "lora_unet_"],
     );
     for (key, kind) in [
-        ("m.hada_w1_a", "LoHa"),
-        ("m.lokr_w1", "LoKr"),
-        ("m.dora_scale", "DoRA"),
-        ("m.lora_mid.weight", "Tucker"),
-        ("m.diff", "full weight differences"),
-        ("unet.m.lora_A.weight", "PEFT"),
-        ("unet.m.processor.to_q_lora.down.weight", "diffusers"),
+        ("lora_unet_m.oft_blocks", "OFT"),
+        ("lora_unet_m.a1.weight", "GLoRA"),
+        ("lora_unet_m.diff_b", "bias"),
+        ("lora_unet_m.w_norm", "norm"),
         ("bundle_emb.x", "embedding"),
         ("conv_in.weight", "unknown"),
     ] {
-        refused(read(folder, &[f32s(key, &[1], &[1.0])]), &["not a kohya LoRA", key, kind]);
+        let message = refused(read(folder, &[f32s(key, &[1], &[1.0])]), &["not a LoRA", key, kind]);
+        assert_eq!(
+            message,
+            refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), f32s(key, &[1], &[1.0])]), &[key])
+        );
     }
+    let other = f32s("unet.down_blocks.0.m.lora_A.weight", &[2, 3], &[1.0; 6]);
+    refused(
+        read(folder, &[down(&[2, 3]), up(&[4, 2]), other]),
+        &["mixture", "unet.down_blocks.0.m", "diffusers", "kohya"],
+    );
+    // a layer under two names, and two kinds of adaptation of one layer
+    let twice = [("lora_te_text_model_x.alpha", 1.0), ("lora_te1_text_model_x.alpha", 1.0)];
+    refused(read(folder, &twice.map(|(key, value)| f32s(key, &[], &[value]))), &["two names"]);
+    let hada = f32s("lora_unet_m.hada_w1_a", &[2, 2], &[1.0; 4]);
+    refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), hada]), &["lora_unet_m", "hada_w1_b", "missing"]);
+    let diff = f32s("lora_unet_m.diff", &[4, 3], &[1.0; 12]);
+    refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), diff]), &["lora_unet_m", "two kinds"]);
+    let magnitude = f32s("lora_unet_m.dora_scale", &[1, 3], &[1.0; 3]);
+    refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), magnitude]), &["lora_unet_m", "magnitudes", "[1, 3]"]);
+}
+
+/// Every spelling of a file that diffusers and PEFT wrote says the same as kohya's.
+#[test]
+fn spellings_agree() {
+    let read =
+        |file: &str| LoraWeights::read(&golden("sd15-tiny", &format!("lora/{file}.safetensors"))).unwrap();
+    for (name, others) in [
+        ("attn_sel", &["attn_sel_peft", "attn_sel_peft_folded"][..]),
+        ("locon_sel", &["locon_sel_peft"]),
+        ("dora_sel", &["dora_sel_peft"]),
+    ] {
+        let kohya = read(&format!("{name}_kohya"));
+        for other in others {
+            let other = read(other);
+            assert!(other.modules.keys().eq(kohya.modules.keys()));
+            for (key, module) in &kohya.modules {
+                let own = &other.modules[key];
+                assert_eq!((&module.down, &module.down_shape), (&own.down, &own.down_shape));
+                let close = |(a, b): (f32, f32)| (a - b).abs() <= 1e-6 * a.abs();
+                assert!(module.delta().into_iter().zip(own.delta()).all(close), "{key:?}");
+                assert_eq!(module.magnitude, own.magnitude);
+            }
+        }
+    }
+    let old = [
+        (
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight",
+            "attn1.to_out.0",
+        ),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_q_lora.down.weight", "attn2.to_q"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora.down.weight", "attn2.to_k"),
+        (
+            "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight",
+            "attn2.to_k",
+        ),
+        (
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight",
+            "self_attn.q_proj",
+        ),
+    ];
+    let folder = tempdir().unwrap();
+    for (down, layer) in old {
+        let up = down.replace("down.weight", "up.weight").replace("lora_A", "lora_B");
+        let pair = [f32s(down, &[1, 2], &[1.0, 2.0]), f32s(&up, &[3, 1], &[1.0, 2.0, 3.0])];
+        let lora = self::read(folder.path(), &pair).unwrap();
+        let ((part, path), module) = lora.modules.iter().next().unwrap();
+        assert!(path.ends_with(layer), "{down}: {path}");
+        assert_eq!(*part == Part::TextEncoder, down.contains("text_model"));
+        assert_eq!((module.alpha, &module.up[..]), (1.0, &[1.0, 2.0, 3.0][..]));
+    }
+}
+
+/// There and back: the same bytes.
+#[test]
+fn spellings_are_converted_and_come_back() {
+    let folder = tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for name in ["attn_sel_kohya", "locon_sel_kohya", "dora_sel_kohya"] {
+        let first = at(&format!("{name}.safetensors"));
+        let mut lora = LoraWeights::read(&golden("sd15-tiny", &format!("lora/{name}.safetensors"))).unwrap();
+        // two text encoders' layers beside the U-Net's
+        for part in [Part::TextEncoder, Part::TextEncoder2] {
+            let path = "text_model.encoder.layers.0.mlp.fc1".to_owned();
+            lora.modules.insert((part, path), module(if part == Part::TextEncoder { 2 } else { 3 }));
+        }
+        lora.write(&first).unwrap();
+        for spelling in [Spelling::Diffusers, Spelling::Peft] {
+            let (other, back) = (at(&format!("{name} {spelling:?}")), at("back.safetensors"));
+            lora.write_as(spelling, &other).unwrap();
+            let read = LoraWeights::read(&other).unwrap();
+            read.write(&back).unwrap();
+            assert!(fs::read(&first).unwrap() == fs::read(&back).unwrap(), "{name} {spelling:?}");
+        }
+    }
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(at("dora_sel_kohya Peft").join("adapter_config.json")).unwrap())
+            .unwrap();
+    assert_eq!((&config["peft_type"], &config["use_dora"]), (&"LORA".into(), &true.into()));
+    // the weights of a folder stand for it
+    let weights = at("locon_sel_kohya Peft").join("adapter_model.safetensors");
+    let whole = LoraWeights::read(&at("locon_sel_kohya Peft")).unwrap();
+    assert!(LoraWeights::read(&weights).unwrap() == whole);
+    fs::write(at("locon_sel_kohya Peft").join("adapter_config.json"), "{\"peft_type\": \"LOHA\", \"r\": 4}")
+        .unwrap();
+    refused(LoraWeights::read(&weights), &["adapter_config.json", "LOHA"]);
+}
+
+/// What two do together is the sum of what each does.
+#[test]
+fn merging_adds_up() {
+    let (a, b) = (module(2), module(3));
+    let all = [
+        file(DType::F32, &[("x", a.clone()), ("y", a.clone())]).scaled(0.5),
+        file(DType::F32, &[("x", b.clone())]).scaled(-2.0),
+    ];
+    let merged = LoraWeights::combine(&all).unwrap();
+    let expected = a.delta().into_iter().zip(b.delta()).map(|(a, b)| 0.5 * a - 2.0 * b);
+    let close = |(got, want): (f32, f32)| (got - want).abs() < 1e-5;
+    assert!(merged.unet("x").unwrap().delta().into_iter().zip(expected).all(close));
+    assert!(
+        merged.unet("y").unwrap().delta().into_iter().zip(a.delta()).all(|(got, a)| close((got, 0.5 * a)))
+    );
+    let dora = LoraModule { magnitude: Some(vec![1.0; 4]), ..a };
+    refused(
+        LoraWeights::combine(&[file(DType::F32, &[("x", dora)]), file(DType::F32, &[("x", b)])]),
+        &["x is DoRA"],
+    );
 }

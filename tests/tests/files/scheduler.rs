@@ -1,10 +1,12 @@
-//! The noise schedule and DDIM, against diffusers' numbers.
+//! The noise schedule and the samplers, against diffusers' numbers.
 
-use strata_model::{Ddim, NoiseSchedule, SchedulerConfig};
+use serde_json::{Value, json};
+use strata_model::config::Spacing;
+use strata_model::{NoiseSchedule, Plan, SAMPLERS, Sampler, Sampling, SchedulerConfig, Sigmas};
 use strata_tests::{compare, rms};
 use tempfile::tempdir;
 
-use crate::support::{MODELS, golden, golden_json, golden_tensors, put, refused};
+use crate::support::{MODELS, golden, golden_tensors, put, refused};
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
@@ -16,7 +18,7 @@ fn close(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
     compare(what, &wide(got), &want, rms(&want), tolerance).unwrap();
 }
 
-fn config(text: &serde_json::Value) -> SchedulerConfig {
+fn config(text: &Value) -> SchedulerConfig {
     let folder = tempdir().unwrap();
     SchedulerConfig::open(&put(folder.path(), "scheduler_config.json", text.to_string())).unwrap()
 }
@@ -54,57 +56,95 @@ fn timesteps(model: &str) -> Vec<usize> {
     timesteps.iter().map(|t| *t as usize).collect()
 }
 
-/// Ten steps of a model that is a formula.
+fn named(name: &str) -> &'static Sampler {
+    Sampler::named(name).unwrap()
+}
+
+/// The sampler's samples with a model that is a formula, after the start.
+fn walk(plan: &Plan, x0: &[f32], noise: &[f32], fresh: &[f32]) -> Vec<f32> {
+    let mut walk = plan.begin(x0, None).unwrap();
+    let mut all = Vec::new();
+    for i in 0..plan.calls().len() {
+        let (t, shown) = walk.next_call().unwrap();
+        assert_eq!(t, plan.calls()[i].timestep);
+        let (a, b) = (0.3 + 0.05 * i as f32, 0.5 - 0.02 * i as f32);
+        let output = shown.iter().zip(noise).map(|(x, n)| a * x + b * n).collect();
+        walk.step(output, |k, out| out.copy_from_slice(&fresh[k * out.len()..][..out.len()])).unwrap();
+        all.extend(walk.sample());
+    }
+    assert!(walk.next_call().is_none());
+    refused(walk.step(noise.to_vec(), |_, _| ()), &["step"]);
+    all
+}
+
+/// `tools/samplers.py`: every sampler, plain and Karras, spacings, both predictions, zero-terminal SNR.
 #[test]
-fn ddim_walks_as_diffusers_does() {
-    for model in MODELS {
-        let (goldens, meta) = (golden_tensors(model, "goldens.safetensors"), golden_json(model, "meta.json"));
-        let get = |name: &str| &goldens[name].1;
-        for name in ["ddim", "ddim_eta1", "ddim_trailing"] {
-            let settings = &meta["schedulers"][name];
-            let config = config(&settings["config"]);
-            let schedule = NoiseSchedule::new(&config).unwrap();
-            let ddim = Ddim::new(&schedule, &config, 10).unwrap();
-            let steps: Vec<f32> = ddim.timesteps().iter().map(|t| *t as f32).collect();
-            assert_eq!(&steps, get(&format!("sched.{name}.timesteps")), "{name}");
-            let eta = settings["step_kwargs"]["eta"].as_f64().unwrap_or(0.0);
-            let (samples, noise, fresh) =
-                (get(&format!("sched.{name}.samples")), get("sched.noise"), get("sched.step_noise"));
-            let size = noise.len();
-            let mut x = get("sched.x0").clone();
-            close("the start", &x, &samples[..size], 1e-6);
-            for i in 0..10 {
-                let (a, b) = (0.3 + 0.05 * i as f32, 0.5 - 0.02 * i as f32);
-                let output: Vec<f32> = x.iter().zip(noise).map(|(x, n)| a * x + b * n).collect();
-                ddim.step(i, eta, &mut x, &output, Some(&fresh[i * size..][..size])).unwrap();
-                close(&format!("{model} {name} step {i}"), &x, &samples[(i + 1) * size..][..size], 5e-6);
-            }
+fn samplers_walk_as_diffusers_do() {
+    let table: Value = serde_json::from_str(include_str!("../../goldens/samplers.json")).unwrap();
+    fn numbers(value: &Value) -> Vec<f32> {
+        match value {
+            Value::Array(values) => values.iter().flat_map(numbers).collect(),
+            number => vec![number.as_f64().unwrap() as f32],
         }
     }
+    let [x0, noise, fresh] = ["x0", "noise", "fresh"].map(|key| numbers(&table[key]));
+    let cases = table["cases"].as_array().unwrap();
+    for case in cases {
+        let name = format!("{} {}", case["sampler"], case["config"]);
+        let config = config(&case["config"]);
+        let schedule = NoiseSchedule::new(&config).unwrap();
+        let (sampler, steps) =
+            (named(case["sampler"].as_str().unwrap()), case["steps"].as_u64().unwrap() as usize);
+        let plan =
+            Plan::new(&schedule, &config, &Sampling { sampler, steps, ..Sampling::default() }).unwrap();
+        let timesteps: Vec<f32> = plan.calls().iter().map(|call| call.timestep).collect();
+        close(&name, &timesteps, &numbers(&case["timesteps"]), 1e-6);
+        close(&name, &[plan.init_noise_sigma()], &numbers(&case["init_noise_sigma"]), 1e-6);
+        let samples = walk(&plan, &x0, &noise, &fresh);
+        close(&name, &samples, &numbers(&case["samples"]), 2e-6);
+    }
+    // each sampler is in this table or in the other goldens
+    let walked: Vec<&str> = cases.iter().filter_map(|case| case["sampler"].as_str()).collect();
+    assert!(SAMPLERS.iter().all(|sampler| walked.contains(&sampler.name)), "{walked:?}");
 }
 
 #[test]
 fn settings_that_cannot_work_are_refused() {
-    let base = serde_json::json!({ "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": false });
-    let with = |key: &str, value: serde_json::Value| {
+    let base = json!({ "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": false });
+    let with = |key: &str, value: Value| {
         let mut changed = base.clone();
         changed[key] = value;
         config(&changed)
     };
     let good = config(&base);
     let schedule = NoiseSchedule::new(&good).unwrap();
-    refused(Ddim::new(&schedule, &good, 0), &["0 steps", "1 to 1000"]);
-    refused(Ddim::new(&schedule, &good, 1001), &["1001 steps"]);
+    let plan = |sampling: Sampling| Plan::new(&schedule, &good, &sampling);
+    let any = Sampling::default;
+    let karras = Some(Sigmas::Karras);
+    refused(plan(Sampling { steps: 0, ..any() }), &["0 steps", "1 to 1000"]);
+    refused(plan(Sampling { steps: 1001, ..any() }), &["1001 steps"]);
+    refused(plan(Sampling { sampler: named("lcm"), steps: 51, ..any() }), &["51 steps of lcm", "1 to 50"]);
+    let leading = Some(Spacing::Leading);
+    refused(
+        plan(Sampling { sampler: named("unipc"), steps: 1000, spacing: leading, ..any() }),
+        &["1000 steps with leading spacing"],
+    );
+    refused(plan(Sampling { eta: 1.5, ..any() }), &["eta is 1.5"]);
+    refused(plan(Sampling { eta: 0.5, sampler: named("heun"), ..any() }), &["heun has no eta", "ddim"]);
+    refused(plan(Sampling { sigmas: karras, ..any() }), &["ddim does not take Karras", "euler_a"]);
+    refused(
+        plan(Sampling { sampler: named("lcm"), spacing: leading, steps: 4, ..any() }),
+        &["lcm has a spacing"],
+    );
+    for strength in [0.0, 1.5, f64::NAN] {
+        refused(plan(Sampling { strength, ..any() }), &["strength is"]);
+    }
     for key in ["clip_sample", "thresholding"] {
-        refused(Ddim::new(&schedule, &with(key, true.into()), 10), &[key]);
+        refused(Plan::new(&schedule, &with(key, true.into()), &any()), &[key]);
     }
     refused(NoiseSchedule::new(&with("beta_end", 1.5.into())), &["beta"]);
-    refused(NoiseSchedule::new(&with("trained_betas", serde_json::json!([0.1, 0.2]))), &["2 trained_betas"]);
-    let ddim = Ddim::new(&schedule, &good, 10).unwrap();
-    refused(ddim.coefficients(10, 0.0), &["step 10 of 10"]);
-    refused(ddim.coefficients(0, 1.5), &["eta is 1.5"]);
-    refused(ddim.step(0, 1.0, &mut [0.0], &[0.0], None), &["needs noise"]);
-    refused(ddim.step(0, 0.0, &mut [0.0], &[0.0, 1.0], None), &["equally long"]);
+    refused(NoiseSchedule::new(&with("trained_betas", json!([0.1, 0.2]))), &["2 trained_betas"]);
+    refused(plan(any()).unwrap().begin(&[0.0], Some(&[0.0, 1.0])), &["2 values", "1 of noise"]);
     // an ε-model says nothing about pure noise, in training no more than at sampling
     let mut zero_snr = base.clone();
     zero_snr["rescale_betas_zero_snr"] = true.into();
@@ -116,5 +156,31 @@ fn settings_that_cannot_work_are_refused() {
         zero_snr["prediction_type"] = prediction.into();
         let schedule = NoiseSchedule::new(&config(&zero_snr)).unwrap();
         assert_eq!(schedule.alpha_cumprod(999).unwrap(), 0.0);
+    }
+}
+
+/// The last of the steps, from a picture at their noise.
+#[test]
+fn strength_takes_the_last_steps() {
+    let config = SchedulerConfig::sd15();
+    let schedule = NoiseSchedule::new(&config).unwrap();
+    for sampler in &SAMPLERS {
+        let plan = |strength| {
+            let sampling = Sampling { sampler, steps: 10, strength, ..Sampling::default() };
+            Plan::new(&schedule, &config, &sampling).unwrap()
+        };
+        let (all, part) = (plan(1.0), plan(0.4));
+        let timesteps = |plan: &Plan| {
+            let mut visited: Vec<f32> = plan.calls().iter().map(|call| call.timestep).collect();
+            visited.dedup();
+            visited
+        };
+        let (all, left) = (timesteps(&all), timesteps(&part));
+        assert!(all.ends_with(&left), "{sampler:?}: {left:?} of {all:?}");
+        assert!(left.len() == if sampler.name == "dpmpp_sde" { 7 } else { 4 }, "{sampler:?}: {left:?}");
+        // as noisy as the model expects it there
+        let (walk, sigma) = (part.begin(&[1.0], Some(&[0.0])).unwrap(), part.calls()[0].sigma);
+        let (_, shown) = walk.next_call().unwrap();
+        assert!((shown[0] - sigma / (sigma * sigma + 1.0).sqrt()).abs() < 1e-5, "{sampler:?}: {shown:?}");
     }
 }

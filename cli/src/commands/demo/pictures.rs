@@ -118,7 +118,8 @@ impl Album {
             })
             .collect();
         let progress = bar((plan.len() * steps) as u64, "steps");
-        let sampling = Sampling { steps, guidance: GUIDANCE, together: Together::Place };
+        let sampling =
+            Sampling { steps, guidance: GUIDANCE, together: Together::Place, ..Sampling::default() };
         let size = [pipeline.unet.config().sample_size; 2];
         let mut series = Vec::new();
         for (way, tags, count) in plan {
@@ -128,7 +129,7 @@ impl Album {
             let wording = Wording::read(pipeline.text.tokenizer(), &prompts, &vec![""; count], &features)?;
             let scene = Scene::new(&pipeline, &wording, &features, &sampling, DType::F32, size, 0)?;
             let seeds: Vec<u64> = (0..count as u64).collect();
-            let latents = scene.draw(&pipeline, &seeds, || progress.inc(1))?;
+            let latents = scene.draw(&pipeline, &seeds, None, || progress.inc(1))?;
             let pictures = pipeline.decode(&latents)?;
             let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
             series.push(Series { way, tags, pictures, latents });

@@ -1,7 +1,9 @@
 //! A LoRA to draw with: what the sampler is told of it, and what people are.
 
 use anyhow::Result;
-use strata_model::{ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag, counted, keys_of};
+use strata_model::{
+    ClipTokenizer, Feature, GateMode, LoraSet, Mention, Prompt, Rows, Tag, Together, counted, keys_of,
+};
 
 use crate::commands::lora::Lora;
 
@@ -38,8 +40,22 @@ impl Lora {
         format!("{}: {state}", self.path.display())
     }
 
-    /// What a region cannot be applied to, if anything.
-    pub fn left_out(&self, set: &LoraSet) -> Option<String> {
+    /// What a part of a text or of a picture cannot be applied to, if anything.
+    pub fn left_out(&self, set: &LoraSet, together: Together) -> Vec<String> {
+        let text = self.text.as_ref().map_or(0, |text| text.modules.len());
+        let parted = self.region.is_some() || matches!(self.gate, GateMode::Token { .. });
+        let competes = together == Together::Place && self.gate != GateMode::Always;
+        let in_text = (text > 0 && (parted || competes)).then(|| {
+            let path = self.path.display();
+            format!(
+                "{path}: off in {text} layers of the text encoder, whose states belong to the whole prompt and picture;                  they are on with gate=prompt or always, without a region and without --together place"
+            )
+        });
+        in_text.into_iter().chain(self.left_out_in_time(set)).collect()
+    }
+
+    /// The layers that a region cannot be applied to, if any.
+    fn left_out_in_time(&self, set: &LoraSet) -> Option<String> {
         self.region.as_ref()?;
         let count = set.entries().iter().filter(|entry| Rows::of(&entry.path) == Rows::Sample).count();
         let path = self.path.display();

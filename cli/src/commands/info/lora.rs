@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use strata_model::{Blocks, LoraModule, LoraWeights, Part, UnetConfig, layers_of, tags_of};
+use strata_model::{Blocks, LoraModule, LoraWeights, Part, UnetConfig, counted, layers_of, tags_of};
 
 use super::Line;
 use crate::commands::layers::unit_path;
@@ -52,7 +52,7 @@ pub fn describe(path: &Path) -> Result<(Value, Vec<Line>)> {
     let of: Vec<String> = counts.iter().map(|(part, n)| format!("{n} of {part}")).collect();
     let mut lines = vec![
         ("LoRA", path.display().to_string()),
-        ("is", format!("in kohya's naming, {}", lora.dtype.wgsl())),
+        ("numbers", lora.dtype.wgsl().to_owned()),
         ("modules", format!("{}; {} parameters", of.join(", "), thousands(parameters))),
         ("ranks", ranks.join(" ")),
         ("alphas", alphas.join(" ")),
@@ -98,7 +98,6 @@ pub fn describe(path: &Path) -> Result<(Value, Vec<Line>)> {
     let value = json!({
         "kind": "lora",
         "path": path,
-        "format": "kohya",
         "dtype": lora.dtype.wgsl(),
         "modules": counts.iter().map(|(part, n)| (part.to_string(), *n)).collect::<BTreeMap<_, _>>(),
         "parameters": parameters,
@@ -117,10 +116,14 @@ fn does(counts: &BTreeMap<Part, usize>, tags: &[String]) -> String {
         [] => "always on in `strata generate`; a tag can be given, --lora FILE,tag=WORD".to_owned(),
         tags => format!("on in `strata generate` where the prompt has {}", tags.join(" or ")),
     };
-    let others = counts.iter().filter(|(part, _)| **part != Part::Unet).map(|(_, n)| n).sum::<usize>();
+    let others = counts.get(&Part::TextEncoder2).copied().unwrap_or(0);
     match others {
         0 => when,
-        n => format!("{when}; {n} modules are of no U-Net and stay unused, which --allow-unused permits"),
+        n => format!(
+            "{when}; {} of {} have no use, which --allow-unused permits",
+            counted(n, "module"),
+            Part::TextEncoder2
+        ),
     }
 }
 

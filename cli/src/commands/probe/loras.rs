@@ -22,7 +22,7 @@ impl Loras {
 }
 
 fn open(given: &LoraArg, allow_unused: bool) -> Result<Lora> {
-    let lora = given.open(allow_unused)?;
+    let lora = given.open(allow_unused, false)?;
     let path = lora.path.display();
     ensure!(!lora.tags.is_empty(), "--lora {path}: the file names no tags; add --tag WORD after it");
     Ok(lora)

@@ -79,7 +79,7 @@ impl Drawing<'_> {
         let sampling = Sampling { steps: self.steps, ..Sampling::default() };
         let wording = Wording::read(self.pipeline.text.tokenizer(), &[prompt], &[""], features)?;
         let scene = Scene::new(self.pipeline, &wording, features, &sampling, self.dtype, self.size, 0)?;
-        let mut pictures = self.pipeline.decode(&scene.draw(self.pipeline, &[seed], tick)?)?;
+        let mut pictures = self.pipeline.decode(&scene.draw(self.pipeline, &[seed], None, tick)?)?;
         Ok(pictures.remove(0))
     }
 }
