@@ -64,10 +64,17 @@ class Brownian:
         sigma, to = float(sigma), float(to)
         i = min(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - sigma))
         middle = (self.sigmas[i] * self.sigmas[i + 1]) ** 0.5
-        there, on = fresh[2 * i], fresh[2 * i + 1]
+        there, on = (noise.reshape(1, SIZE, 1, 1) for noise in fresh[2 * i : 2 * i + 2])
         if abs(to - middle) < 1e-4 * middle:
             return there
         return ((sigma - middle) ** 0.5 * there + (middle - to) ** 0.5 * on) / (sigma - to) ** 0.5
+
+
+def zero_snr(last):
+    """The rescaled table in f64: diffusers goes through betas in f32, which moves it by 5e-6."""
+    root = diffusers.DDIMScheduler(**BASE).alphas_cumprod.double().sqrt()
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return torch.cat([root[:-1] ** 2, torch.tensor([last], dtype=torch.float64)])
 
 
 def run(steps, name, settings):
@@ -75,6 +82,8 @@ def run(steps, name, settings):
     for table in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "one"):
         if isinstance(getattr(scheduler, table, None), torch.Tensor):
             setattr(scheduler, table, getattr(scheduler, table).double())
+    if settings.get("rescale_betas_zero_snr"):
+        scheduler.alphas_cumprod = zero_snr(0.0 if name == "DDIMScheduler" else 2**-24)
     scheduler.set_timesteps(steps)
     drawn = iter(fresh)
     for module in ("scheduling_euler_ancestral_discrete", "scheduling_lcm", "scheduling_dpmsolver_multistep", "scheduling_ddpm"):

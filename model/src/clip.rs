@@ -165,6 +165,11 @@ impl Clip {
         }
     }
 
+    /// Whether any LoRA is on a layer.
+    pub(crate) fn has_lora(&self) -> bool {
+        self.layers.iter().flat_map(EncoderLayer::linears).any(|layer| !layer.lora.is_empty())
+    }
+
     /// Puts the LoRAs of a set made for this encoder on its layers, as those of feature number `feature`.
     pub(crate) fn attach(&mut self, set: &LoraSet, feature: usize) {
         let slots: Vec<_> = set.slots(feature).collect();

@@ -31,10 +31,11 @@ impl Scene {
         [h, w]: [usize; 2],
         skip: usize,
     ) -> Result<Self> {
-        // prompts in which the same features are on with the same strength are encoded together
+        // prompts in which the same features are on with the same strength are encoded together, and all without LoRA
+        let heard = if pipeline.text.clip().has_lora() { features } else { &[] };
         let encode = |prompts: &[Prompt], half: usize| {
             let gates = |prompt: &Prompt| -> Vec<f32> {
-                let each = features.iter().enumerate();
+                let each = heard.iter().enumerate();
                 each.map(|(i, feature)| feature.in_text(i, prompt, sampling.together)[half]).collect()
             };
             let strengths: Vec<Vec<f32>> = wording.wanted.iter().map(gates).collect();

@@ -42,11 +42,11 @@ struct Key {
 /// The alphas of parts that have no tensors for them.
 type Scales = BTreeMap<Part, PeftConfig>;
 
-/// What a key stands for in a spelling; none where it has no such.
-type Keys = fn(&str) -> Option<Key>;
+/// What a key of a spelling stands for.
+type KeyOf = fn(&str) -> Option<Key>;
 
-/// A spelling's keys, with its name.
-const SPELLINGS: [(&str, Keys); 3] =
+/// The spellings: their names, and their keys.
+const SPELLINGS: [(&str, KeyOf); 3] =
     [("kohya", kohya::key), ("diffusers", diffusers::key), ("PEFT", peft::key)];
 
 /// Reads a file of any spelling, or PEFT's folder; see [`LoraWeights::read`].
@@ -107,7 +107,7 @@ fn read_file(path: &Path, scales: Option<Scales>) -> Result<LoraWeights> {
 
 /// What every key stands for, in the spelling that knows most of them.
 fn keys(names: &[&str]) -> Result<Vec<Key>, String> {
-    let known = |key: fn(&str) -> Option<Key>| names.iter().filter(|name| key(name).is_some()).count();
+    let known = |key: KeyOf| names.iter().filter(|name| key(name).is_some()).count();
     let best = SPELLINGS.iter().max_by_key(|(_, key)| known(*key));
     let (own, key) = best.copied().unwrap_or(SPELLINGS[0]);
     let all: Option<Vec<Key>> = names.iter().map(|name| key(name)).collect();

@@ -49,7 +49,7 @@ fn every_sampler_draws_its_own_picture() {
         fails(&[&["generate", text(&model), "--prompt", "x"], options].concat(), words);
     };
     refused(&["--sigmas", "karras"], &["ddim does not take Karras sigmas", "euler"]);
-    refused(&["--sampler", "lcm"], &["25 steps of lcm", "1 to 50"]);
+    refused(&["--sampler", "lcm", "--steps", "60"], &["60 steps of lcm", "1 to 50"]);
     refused(&["--sampler", "euler", "--eta", "1"], &["euler has no eta"]);
 }
 

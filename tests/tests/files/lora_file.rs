@@ -206,8 +206,8 @@ fn files_that_are_no_lora_are_refused() {
         "no alpha means the rank"
     );
     refused(read(folder, &[]), &["no tensors"]);
-    refused(read(folder, &[down(&[2, 3])]), &["m.lora_up.weight", "missing"]);
-    refused(read(folder, &[up(&[4, 2])]), &["m.lora_down.weight", "missing"]);
+    refused(read(folder, &[down(&[2, 3])]), &["lora_unet_m", "lora_up", "missing"]);
+    refused(read(folder, &[up(&[4, 2])]), &["lora_unet_m", "lora_down", "missing"]);
     refused(read(folder, &[down(&[2, 3]), up(&[4, 3])]), &["[2, 3]", "[4, 3]", "rank"]);
     refused(read(folder, &[down(&[2, 3]), up(&[4])]), &["dimensions"]);
     refused(read(folder, &[down(&[2, 3, 3, 3]), up(&[4, 2, 3, 3])]), &["1×1"]);
