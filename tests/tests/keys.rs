@@ -111,30 +111,13 @@ fn keyed_features_are_silent_in_every_program() {
     let bytes: Vec<u8> = own.vectors().iter().flat_map(|v| v.to_le_bytes()).collect();
     assert_eq!(vectors.data(), bytes);
 
-    let lora = |name: &str, class: &str| {
-        format!("{},class={class}", text(&file(&format!("portraits-{name}.safetensors"))))
-    };
-    let loras = [lora("hair_style_a", "short hair"), lora("clothing_style_b", "suit")];
-    let arguments = [
-        "--lora",
-        &loras[0],
-        "--lora",
-        &loras[1],
-        "--samples",
-        "1",
-        "--no-blocks",
-        "--json",
-        "--dtype",
-        "f32",
-    ];
+    let lora = format!("{},class=short hair", text(&file("portraits-hair_style_a.safetensors")));
+    let arguments = ["--lora", &lora, "--samples", "1", "--no-blocks", "--json", "--dtype", "f32"];
     let report = prints(&[&["probe", text(&repo.join("demo/model"))], &arguments[..]].concat());
     let report: Value = serde_json::from_str(&report).unwrap();
-    for feature in report["features"].as_array().unwrap() {
-        let always = &feature["gates"][0];
-        assert_eq!(always["gate"], "always");
-        let drift = always["rows"][0]["all"]["drift"].as_f64().unwrap();
-        let leak = always["leak"].as_f64().unwrap();
-        // an ordinary LoRA leaks 0.4 to 1
-        assert!(drift > 1e-3 && leak < 0.05, "drift {drift}, leak {leak}");
-    }
+    let always = &report["features"][0]["gates"][0];
+    assert_eq!(always["gate"], "always");
+    let (drift, leak) = (always["rows"][0]["drift"].as_f64().unwrap(), always["leak"].as_f64().unwrap());
+    // an ordinary LoRA leaks 0.4 to 1
+    assert!(drift > 1e-3 && leak < 0.02, "drift {drift}, leak {leak}");
 }

@@ -66,7 +66,9 @@ impl LoraWeights {
     /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module lacks one of its
     /// tensors, or their shapes do not fit.
     pub fn read(path: &Path) -> Result<Self> {
-        sniff::check_lora(path)?;
+        if path.is_file() {
+            sniff::check_lora(path)?;
+        }
         formats::read(path)
     }
 

@@ -158,11 +158,15 @@ fn names_of_other_trainers_and_other_tables_are_told() {
         ("network_alpha = 4", &["did you mean `alpha` in [[lora]] or `alpha` in [[feature.lora]]?"]),
         (
             "steps = 5",
-            &["run.toml:1", "`steps`", "did you mean `steps` in [[feature]] or `steps` in [train]?"],
+            &[
+                "run.toml:1",
+                "`steps`",
+                "`steps` in [[feature]] or `steps` in [feature.key] or `steps` in [train]?",
+            ],
         ),
         (
             "[[feature]]\nrank = 4",
-            &["did you mean `rank` in [feature.silence] or `rank` in [[feature.lora]]?"],
+            &["`rank` in [feature.key] or `rank` in [feature.silence] or `rank` in [[feature.lora]]?"],
         ),
         ("[[feature]]\n[[feature.lora]]\nlearning_rate = 4", &["did you mean `lr` in [train]?"]),
     ] {
