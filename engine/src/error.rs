@@ -8,8 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// No GPU adapter at all, or none that fits the request.
     #[error(
-        "no GPU adapter {wanted}. Found: {found}. Install a Vulkan driver: `apt-get install mesa-vulkan-drivers` on \
-         Debian or Ubuntu (its llvmpipe also runs without a GPU), your vendor's driver elsewhere"
+        "no GPU adapter {wanted}. Found: {found}. If one is missing, install its Vulkan driver: on Debian or Ubuntu `apt-get install \
+         mesa-vulkan-drivers` (its llvmpipe also runs without a GPU), your vendor's driver elsewhere"
     )]
     NoAdapter {
         /// What was asked for.

@@ -1,5 +1,6 @@
 //! Features at generation: when each is on, from the prompts.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::together::{Take, With, takes};
@@ -87,6 +88,21 @@ impl Feature {
     }
 }
 
+/// A tag that several features have stands for one thing in the text.
+fn one_key_each<'a>(tags: impl Iterator<Item = &'a Tag>) -> Result<()> {
+    let mut keys = BTreeMap::new();
+    for tag in tags {
+        if *keys.entry(tag.text()).or_insert(tag.key()) != tag.key() {
+            return Err(Error::Lora(format!(
+                "the tag {:?} has another key in one LoRA than in another, and can have only one; give one of them a tag of its own \
+                 (tag=WORD)",
+                tag.text()
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn stronger(a: f32, b: f32) -> f32 {
     if b.abs() > a.abs() { b } else { a }
 }
@@ -111,6 +127,7 @@ impl Wording {
         if let Some(i) = features.iter().position(|feature| waits(feature) && feature.tags.is_empty()) {
             return Err(Error::Lora(format!("feature number {i} waits for its tags, but has none")));
         }
+        one_key_each(features.iter().flat_map(|feature| &feature.tags))?;
         // a feature that is always on hears no tags, but other programs read their word vectors wherever they are written
         let heard = |feature: &Feature, tag: &Tag| waits(feature) || tag.key().is_some();
         let read = |texts: &[&str], of: &dyn Fn(&Feature) -> bool| -> Result<Vec<Prompt>> {

@@ -95,19 +95,20 @@ impl Tag {
         Self { key: Some(key), ..self }
     }
 
-    /// Tags as a LoRA file names them, with the keys that it has for them.
+    /// Tags of a LoRA file, with the keys that it has for them. Where it has one key alone, a tag that the file does not name has it.
     ///
     /// # Errors
     /// [`Tag::new`]'s.
     pub fn all(
         tokenizer: &ClipTokenizer,
         texts: &[String],
-        mut keys: BTreeMap<String, Key>,
+        keys: &BTreeMap<String, Key>,
     ) -> Result<Vec<Self>> {
         let tag = |text: &String| {
             let tag = Self::new(tokenizer, text)?;
-            Ok(match keys.remove(tag.text()) {
-                Some(key) => tag.with_key(Arc::new(key)),
+            let only = keys.values().next().filter(|key| keys.values().all(|other| other == *key));
+            Ok(match keys.get(tag.text()).or(only) {
+                Some(key) => tag.with_key(Arc::new(key.clone())),
                 None => tag,
             })
         };

@@ -7,7 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use strata_engine::{DType, Tensor};
 use strata_kernels::tape;
-use strata_model::{Cx, Key, LoraWeights, Reading, Tag, keys_of};
+use strata_model::{Cx, Feature, GateMode, Key, LoraWeights, Reading, Tag, Wording, keys_of, note_keys};
 use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
@@ -80,6 +80,38 @@ fn a_key_stands_where_its_tag_does() {
 }
 
 const LAYERS: &str = "\"**.attn2.to_k, **.attn2.to_v\"";
+
+/// A tag stands for one thing: files that have other keys for it do not go together.
+#[test]
+fn a_tag_has_one_key() {
+    let gpu = gpu(Setup::Lane);
+    let encoder = checkpoint("sd15-tiny").text_encoder(&gpu, DType::F32).unwrap();
+    let tokenizer = encoder.tokenizer();
+    let channels = encoder.clip().config().hidden_size;
+    let key = |value: f32| Key::new(vec![value; channels], channels).unwrap();
+    let file = |key: Option<Key>| {
+        let mut lora = LoraWeights::read(&golden("sd15-tiny", "lora/attn_sel_kohya.safetensors")).unwrap();
+        lora.metadata.insert("strata_tags".into(), r#"["qzx"]"#.into());
+        note_keys(&mut lora.metadata, &key.map(|key| ("qzx".to_owned(), key)).into_iter().collect());
+        lora
+    };
+    let [one, other, none] = [file(Some(key(1.0))), file(Some(key(2.0))), file(None)];
+    let both = LoraWeights::combine(&[one.clone(), one.clone()]).unwrap();
+    assert_eq!(both.metadata["strata_tags"], r#"["qzx"]"#);
+    assert_eq!(keys_of(&both.metadata).unwrap()["qzx"], key(1.0));
+    refused(LoraWeights::combine(&[one.clone(), other.clone()]), &["qzx", "another key"]);
+    refused(LoraWeights::combine(&[one.clone(), none]), &["qzx", "another key"]);
+
+    let feature = |lora: &LoraWeights, tag: &str| {
+        let tags = Tag::all(tokenizer, &[tag.to_owned()], &keys_of(&lora.metadata).unwrap()).unwrap();
+        Feature { tags, mode: GateMode::Prompt, weight: 1.0, region: None, uncond: false }
+    };
+    let read = |features: &[Feature]| Wording::read(tokenizer, &["qzx"], &[""], features);
+    assert!(read(&[feature(&one, "qzx"), feature(&one, "qzx")]).is_ok());
+    refused(read(&[feature(&one, "qzx"), feature(&other, "qzx")]), &["qzx", "another key", "tag=WORD"]);
+    // a tag given by hand has the file's key
+    assert_eq!(feature(&other, "foo").tags[0].key().map(|key| key.vectors()[0]), Some(2.0));
+}
 
 /// Two keyed features by the program, always on as in other programs: they hardly move pictures without their tags.
 #[test]

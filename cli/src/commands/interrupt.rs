@@ -29,7 +29,9 @@ fn on_signal() {
     match under_way().as_ref() {
         Some(interrupt) if !interrupt.asked() => {
             interrupt.ask();
-            note("ending after the step under way, and writing what was learned; once more to end at once");
+            note(
+                "ending after the step under way, and writing what was learned, if anything was; once more to end at once",
+            );
         }
         // as a shell names the end by Ctrl-C
         _ => exit(130),

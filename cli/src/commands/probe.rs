@@ -115,7 +115,7 @@ impl Probe {
             let set = LoraSet::from_weights(&gpu, dtype, &lora.file, &pipeline.unet).with_context(context)?;
             pipeline.unet.attach(&set).with_context(context)?;
             let keys = keys_of(&lora.file.metadata).with_context(context)?;
-            let tags = Tag::all(pipeline.text.tokenizer(), &lora.tags, keys).with_context(context)?;
+            let tags = Tag::all(pipeline.text.tokenizer(), &lora.tags, &keys).with_context(context)?;
             let name = name.clone();
             features.push(ProbeFeature { name, tags, class: lora.class.clone(), weight: lora.weight });
         }

@@ -31,6 +31,10 @@ impl LoraWeights {
         for ((_, path), module) in &mut resized.modules {
             *module = module.resize(target).map_err(|message| Error::Lora(format!("{path} {message}")))?;
         }
+        // it is no more what a run has written, nor of the rank that it says
+        for of_run in ["strata_run", "strata_rules", "ss_network_dim", "ss_network_alpha"] {
+            resized.metadata.remove(of_run);
+        }
         Ok(resized)
     }
 

@@ -118,10 +118,10 @@ impl LoraWeights {
 
     /// One LoRA that does what several do together: where several have a module, their ranks lie side by side, each
     /// `up` multiplied by its alpha / rank, and alpha is the sum of the ranks. Of metadata what all agree on is kept;
-    /// the tags of all are in `strata_tags`.
+    /// the tags of all are in `strata_tags`, each with its key.
     ///
     /// # Errors
-    /// A module has another size, or is another kind of layer, in one than in another.
+    /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key.
     pub fn combine(all: &[Self]) -> Result<Self> {
         let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
         for (name, module) in all.iter().flat_map(|one| &one.modules) {
@@ -135,11 +135,24 @@ impl LoraWeights {
         let dtype = if all_half { DType::F16 } else { DType::F32 };
         let mut metadata = all.first().map_or_else(BTreeMap::new, |one| one.metadata.clone());
         metadata.retain(|key, value| all.iter().all(|one| one.metadata.get(key) == Some(value)));
-        let (mut tags, mut keys) = (Vec::new(), BTreeMap::new());
+        let (mut tags, mut keys): (Vec<String>, _) = (Vec::new(), BTreeMap::new());
         for one in all {
-            tags.extend(crate::trigger::tags_of(&one.metadata)?);
-            keys.extend(crate::keys_of(&one.metadata)?);
+            let mut own = crate::keys_of(&one.metadata)?;
+            for tag in crate::trigger::tags_of(&one.metadata)? {
+                let key = own.remove(&tag);
+                if !tags.contains(&tag) {
+                    tags.push(tag.clone());
+                    keys.extend(key.map(|key| (tag, key)));
+                } else if keys.get(&tag) != key.as_ref() {
+                    return Err(Error::Lora(format!(
+                        "the tag {tag:?} has another key in one of the files than in another, and can have only one; files with \
+                         keys go together where each has tags of its own"
+                    )));
+                }
+            }
         }
+        // by which a run knows its own file
+        metadata.remove("strata_run");
         metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
         metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
         note_keys(&mut metadata, &keys);

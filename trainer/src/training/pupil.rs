@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use strata_engine::DType;
-use strata_model::{Key, LoraSet, Unet, note_keys};
+use strata_model::noise::fnv1a;
+use strata_model::{Key, LoraSet, Tag, Unet, note_keys};
 
 use crate::features::silence::Silence;
 use crate::training::learner::Learner;
@@ -170,6 +171,11 @@ impl<'a> Pupil<'a> {
         }
         self.outcome.steps = self.taken;
         let path = self.plan.feature.file().to_owned();
+        for (tag, key) in self.keys() {
+            let embedding = embedding(&path, &tag)?;
+            key.write(&tag, &embedding)?;
+            self.outcome.files.push(embedding);
+        }
         self.write(&path, self.run.config.save_dtype, true)?;
         self.outcome.files.push(path);
         Ok(())
@@ -211,17 +217,17 @@ impl<'a> Pupil<'a> {
         let prediction = schedule.prediction_type();
         let mut strings =
             metadata(config, feature, checkpoint.family(), prediction, &self.lora, pictures, self.taken);
-        let keys =
-            self.plan.tags.iter().filter_map(|tag| Some((tag.text().to_owned(), Key::clone(tag.key()?))));
-        let keys: BTreeMap<String, Key> = keys.collect();
-        note_keys(&mut strings, &keys);
+        note_keys(&mut strings, &self.keys());
         if done && !feature.name.is_empty() {
             strings.insert("strata_run".into(), self.plan.fingerprint.clone());
-            for (tag, key) in &keys {
-                key.write(tag, &embedding(path, tag)?)?;
-            }
         }
         Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
+    }
+
+    /// The keys of its tags.
+    fn keys(&self) -> BTreeMap<String, Key> {
+        let key = |tag: &Tag| Some((tag.text().to_owned(), Key::clone(tag.key()?)));
+        self.plan.tags.iter().filter_map(key).collect()
     }
 
     /// `NAME-000100.safetensors` beside `NAME.safetensors`, after 100 steps.
@@ -231,12 +237,17 @@ impl<'a> Pupil<'a> {
 }
 
 /// `embeddings/TAG.safetensors` beside a LoRA, a folder named as that of A1111 and ComfyUI, where the name of the file is the
-/// word that prompts use.
+/// word that prompts use. A tag that cannot be the name of a file has a number behind what is left of it, for there may be others
+/// like it.
 fn embedding(lora: &Path, tag: &str) -> Result<PathBuf> {
     let folder = lora.with_file_name("embeddings");
     std::fs::create_dir_all(&folder).map_err(Error::io("make folder", &folder))?;
     let allowed = |c: char| if c.is_control() || r#"/\:*?"<>|"#.contains(c) { '_' } else { c };
-    Ok(folder.join(format!("{}.safetensors", tag.chars().map(allowed).collect::<String>())))
+    let mut name: String = tag.chars().map(allowed).collect();
+    if name != tag {
+        name = format!("{name}-{:08x}", fnv1a(tag) as u32);
+    }
+    Ok(folder.join(format!("{name}.safetensors")))
 }
 
 fn numbered(output: &Path, step: u64) -> PathBuf {
@@ -247,6 +258,20 @@ fn numbered(output: &Path, step: u64) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_tag_has_an_embedding_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let lora = folder.path().join("a.safetensors");
+        let name = |tag| embedding(&lora, tag).unwrap();
+        assert_eq!(name("hat_(a)"), folder.path().join("embeddings/hat_(a).safetensors"));
+        let names = ["a/b", "a\\b", "a_b", "../b"].map(name);
+        assert!(
+            names.iter().all(|name| name.parent() == Some(&folder.path().join("embeddings"))),
+            "{names:?}"
+        );
+        assert!((0..4).all(|i| !names[..i].contains(&names[i])), "{names:?}");
+    }
 
     #[test]
     fn intermediate_files_are_named_after_the_output() {

@@ -302,7 +302,9 @@ impl<'a> Run<'a> {
                 basis = basis.off(span)?;
             }
             let key = if plan.due {
+                // runs apart, too, should not come to one key
                 let seed = noise::feature_seed(self.config.seed, &plan.feature.name);
+                let seed = noise::feature_seed(seed, tag.text());
                 let found = key::search(text, config, &ordinary, &basis, tag, &captions, seed)?;
                 note(&found.summary(&plan.feature.name));
                 found.key

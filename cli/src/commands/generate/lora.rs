@@ -10,7 +10,7 @@ use crate::commands::lora::Lora;
 impl Lora {
     /// What the sampler is told.
     pub fn feature(&self, tokenizer: &ClipTokenizer) -> Result<Feature> {
-        let mut tags = Tag::all(tokenizer, &self.tags, keys_of(&self.file.metadata)?)?;
+        let mut tags = Tag::all(tokenizer, &self.tags, &keys_of(&self.file.metadata)?)?;
         if self.gate == GateMode::Always {
             tags.retain(|tag| tag.key().is_some());
         }
