@@ -91,6 +91,7 @@ fn wrong_usage_is_exit_code_2() {
         &["train", "a", "--print-config"],
         &["train", "--print-config", "--json"],
         &["info"],
+        &["generate", "m", "--prompt", "x", "--strength", "0.5"],
         &["layers"],
         &["devices", "--jsn"],
         &["generate", "m"],

@@ -11,7 +11,7 @@ use strata_model::{Cx, Feature, GateMode, Key, LoraWeights, Reading, Tag, Wordin
 use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
-use crate::cli::{prints, text};
+use crate::cli::{fails, prints, text};
 use crate::support::{MODELS, checkpoint, golden, golden_tensors, refused};
 
 /// From CLIP's states back to what they begin as, which holds the word vectors.
@@ -111,6 +111,23 @@ fn a_tag_has_one_key() {
     refused(read(&[feature(&one, "qzx"), feature(&other, "qzx")]), &["qzx", "another key", "tag=WORD"]);
     // a tag given by hand has the file's key
     assert_eq!(feature(&other, "foo").tags[0].key().map(|key| key.vectors()[0]), Some(2.0));
+}
+
+/// A key that could do nothing is refused before anything is run.
+#[test]
+fn a_key_needs_a_layer_that_reads_text() {
+    let folder = tempdir().unwrap();
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let config = format!(
+        "model = {:?}\n[[feature]]\nname = \"a\"\ntags = [\"hair_style_a\"]\n[feature.key]\n[feature.dataset]\nfolder = {:?}\n\
+         resolution = 64\n[[feature.lora]]\nselect = \"self-attn\"\n",
+        repo.join("demo/model"),
+        repo.join("examples/portraits/hair_style_a")
+    );
+    let path = folder.path().join("run.toml");
+    fs::write(&path, config).unwrap();
+    fails(&["train", text(&path)], &["feature a", "none of its layers reads the text", "[feature.key]"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 /// Two keyed features by the program, always on as in other programs: they hardly move pictures without their tags.

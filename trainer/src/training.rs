@@ -2,6 +2,7 @@
 
 pub(crate) mod fingerprint;
 pub(crate) mod init;
+mod keys;
 pub(crate) mod learner;
 pub(crate) mod log;
 pub(crate) mod loss;

@@ -72,9 +72,9 @@ pub struct Generate {
     /// A picture to begin with, cut to the shape that is drawn
     #[arg(long, value_name = "PICTURE")]
     init: Option<PathBuf>,
-    /// How much of --init is made anew: the share of the steps that are taken, up to 1
-    #[arg(long, default_value_t = 0.6, value_parser = strength)]
-    strength: f64,
+    /// How much of --init is made anew: the share of the steps that are taken, up to 1 [default: 0.6]
+    #[arg(long, requires = "init", value_parser = strength)]
+    strength: Option<f64>,
     /// The picture's noise comes from this number; later pictures of --count have the numbers after it
     #[arg(long, default_value_t = 0, value_parser = seed)]
     seed: u64,
@@ -134,7 +134,7 @@ impl Generate {
         let mut sampling = self.sampling.sampling();
         let init = self.init.as_deref().map(|path| read_picture(path, size, &pipeline)).transpose()?;
         if init.is_some() {
-            sampling.strength = self.strength;
+            sampling.strength = self.strength();
         }
         let mut features = Vec::new();
         for lora in &loras {
@@ -170,6 +170,10 @@ impl Generate {
         }
         progress.finish_and_clear();
         Ok(())
+    }
+
+    fn strength(&self) -> f64 {
+        self.strength.unwrap_or(0.6)
     }
 
     /// Finds out before the work whether the picture will have a place.

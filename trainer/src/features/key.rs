@@ -110,23 +110,23 @@ struct Context {
     at: usize,
 }
 
-/// Looks for the key of a tag. `off` is what it has to keep off, `ordinary` what was left out of that.
+/// Looks for the key of a feature's tags, which have it in common. `off` is what it has to keep off, `ordinary` what was left out of that.
 ///
 /// # Errors
-/// No caption carries the tag, nothing was found, or the GPU fails.
+/// No caption carries a tag, nothing was found, or the GPU fails.
 pub(crate) fn search(
     text: &TextEncoder,
     config: &KeyConfig,
     ordinary: &Ordinary,
     off: &Basis,
-    tag: &Tag,
+    tags: &[&Tag],
     captions: &[&str],
     seed: u64,
 ) -> Result<Found> {
     let (clip, channels) = (text.clip(), off.channels());
     let positions = clip.position_vectors()?;
-    let (contexts, length) = contexts(text, tag, captions, config.vectors, &positions)?;
-    let before = share(text, off, tag, captions)?;
+    let (contexts, length) = contexts(text, tags, captions, config.vectors, &positions)?;
+    let before = share(text, off, tags, captions)?;
     let mut vectors = vec![0.0; config.vectors * channels];
     normal(seed, Stream::Key, 0, 0, &mut vectors);
     vectors.iter_mut().for_each(|v| *v *= length as f32);
@@ -170,26 +170,27 @@ pub(crate) fn search(
     progress.finish_and_clear();
     if with <= before {
         return Err(Error::Silence(format!(
-            "no key was found for the tag {:?}: {:.1} % of its text states lie outside ordinary text without one, and {:.1} % \
+            "no key was found for {:?}: {:.1} % of its text states lie outside ordinary text without one, and {:.1} % \
              with the best; raise key.steps or key.max_length, or lower key.rank",
-            tag.text(),
+            texts(tags),
             100.0 * before,
             100.0 * with
         )));
     }
     let key = Arc::new(Key::new(vectors, channels)?);
-    let with = share(text, off, &tag.clone().with_key(key.clone()), captions)?;
+    let keyed: Vec<Tag> = tags.iter().map(|tag| (*tag).clone().with_key(key.clone())).collect();
+    let with = share(text, off, &keyed.iter().collect::<Vec<_>>(), captions)?;
     let outside = off.outside(&ordinary.held_out);
     Ok(Found { key, rank: off.rank(), ordinary: outside, before, with })
 }
 
-/// The directions outside `off` in which the states at a keyed tag's tokens mostly lie, row-major.
+/// The directions outside `off` in which the states at the tokens of keyed tags mostly lie, row-major.
 ///
 /// # Errors
 /// The GPU fails.
-pub(crate) fn span(text: &TextEncoder, off: &Basis, tag: &Tag, captions: &[&str]) -> Result<Vec<f32>> {
+pub(crate) fn span(text: &TextEncoder, off: &Basis, tags: &[&Tag], captions: &[&str]) -> Result<Vec<f32>> {
     let mut second = DMatrix::zeros(off.channels(), off.channels());
-    for state in states(text, tag, captions)? {
+    for state in states(text, tags, captions)? {
         let outside = outside(off, &state);
         let x = DMatrix::from_row_slice(1, outside.len(), &outside);
         second.gemm(1.0, &x.transpose(), &x, 1.0);
@@ -198,21 +199,22 @@ pub(crate) fn span(text: &TextEncoder, off: &Basis, tag: &Tag, captions: &[&str]
     Ok(directions.columns(0, SPAN.min(off.channels())).iter().map(|v| *v as f32).collect())
 }
 
-/// The share of the energy of the states at a tag's tokens that lies outside.
-fn share(text: &TextEncoder, off: &Basis, tag: &Tag, captions: &[&str]) -> Result<f64> {
+/// The share of the energy of the states at the tags' tokens that lies outside.
+fn share(text: &TextEncoder, off: &Basis, tags: &[&Tag], captions: &[&str]) -> Result<f64> {
     let (mut kept, mut all) = (0.0, 0.0);
-    for state in states(text, tag, captions)? {
+    for state in states(text, tags, captions)? {
         kept += energy(&outside(off, &state));
         all += energy(&state);
     }
     Ok(kept / all)
 }
 
-/// The states at a tag's tokens, over captions that carry it.
-fn states(text: &TextEncoder, tag: &Tag, captions: &[&str]) -> Result<Vec<Vec<f64>>> {
+/// The states at the tags' tokens, over captions.
+fn states(text: &TextEncoder, tags: &[&Tag], captions: &[&str]) -> Result<Vec<Vec<f64>>> {
+    let tags: Vec<(usize, &Tag)> = tags.iter().map(|tag| (0, *tag)).collect();
     let mut states = Vec::new();
     for caption in captions {
-        let prompts = text.read(&[caption], Reading::Literal, &[(0, tag)])?;
+        let prompts = text.read(&[caption], Reading::Literal, &tags)?;
         let encoded = text.encode(&prompts, 0)?.states;
         let (channels, values) = (encoded.last(), encoded.to_f32()?);
         for token in prompts.iter().flat_map(Prompt::mentions).flat_map(|mention| mention.tokens.clone()) {
@@ -225,17 +227,19 @@ fn states(text: &TextEncoder, tag: &Tag, captions: &[&str]) -> Result<Vec<Vec<f6
 /// Captions with room for `count` vectors where the tag stands, and the root mean square of ordinary word vectors.
 fn contexts(
     text: &TextEncoder,
-    tag: &Tag,
+    tags: &[&Tag],
     captions: &[&str],
     count: usize,
     positions: &[f32],
 ) -> Result<(Vec<Context>, f64)> {
     let channels = text.clip().config().hidden_size;
     let tokens = text.tokenizer().max_length();
-    let blank = tag.clone().with_key(Arc::new(Key::new(vec![0.0; count * channels], channels)?));
+    let blank = Arc::new(Key::new(vec![0.0; count * channels], channels)?);
+    let blank: Vec<Tag> = tags.iter().map(|tag| (*tag).clone().with_key(blank.clone())).collect();
+    let blank: Vec<(usize, &Tag)> = blank.iter().map(|tag| (0, tag)).collect();
     let (mut contexts, mut squares, mut words) = (Vec::new(), 0.0, 0);
     for caption in captions {
-        let prompt = Prompt::read(text.tokenizer(), caption, &[(0, &blank)], Reading::Literal)?;
+        let prompt = Prompt::read(text.tokenizer(), caption, &blank, Reading::Literal)?;
         // of a caption in several chunks, the first that has the tag
         let Some(mention) = prompt.mentions().first() else { continue };
         let chunk = mention.tokens.start / tokens;
@@ -249,7 +253,7 @@ fn contexts(
         contexts.push(Context { embedded, at });
     }
     if contexts.is_empty() {
-        return Err(Error::Dataset(format!("no caption has the tag {:?}", tag.text())));
+        return Err(Error::Dataset(format!("no caption has one of the tags {:?}", texts(tags))));
     }
     // a tag that is the first word of every caption stands beside no other
     let length = if words > 0 { (squares / (words * channels) as f64).sqrt() } else { rms(positions) };
@@ -309,6 +313,10 @@ fn gradient(
         gradient.iter_mut().zip(from).for_each(|(sum, g)| *sum += f64::from(*g) / all);
     }
     Ok((share, gradient))
+}
+
+fn texts<'a>(tags: &[&'a Tag]) -> Vec<&'a str> {
+    tags.iter().map(|tag| tag.text()).collect()
 }
 
 /// x P.

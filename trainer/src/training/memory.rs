@@ -9,6 +9,7 @@ use strata_model::{Reading, TextEncoder};
 use crate::data::latents::{Latents, encode_picture};
 use crate::data::texts::Texts;
 use crate::features::silence::PROMPTS_AT_ONCE;
+use crate::training::plan::Plan;
 use crate::training::run::{Material, Materials, Run};
 use crate::{Config, Result};
 
@@ -33,7 +34,8 @@ pub struct Memory {
 
 /// Goes through what [`run`](crate::run) does on the GPU with zeros in place of pictures, captions and noise: the VAE on
 /// two pictures, the text encoder on one text, and one step of each feature that would be trained (of all, where none
-/// would). Nothing is written. Probes between steps are left out.
+/// would). Nothing is written. Probes between steps are left out,
+/// and the search for keys.
 ///
 /// # Errors
 /// As [`run`](crate::run).
@@ -101,7 +103,8 @@ fn blank(run: &Run<'_>) -> Result<Materials> {
         );
     }
     // silence reads several at once while the VAE is still there
-    let silent = run.plans.iter().any(|plan| plan.due && plan.feature.silence.is_some());
+    let reads = |plan: &Plan| plan.feature.silence.is_some() || plan.feature.key.is_some();
+    let silent = run.plans.iter().any(|plan| plan.due && reads(plan));
     let shape = read(&text, if silent { PROMPTS_AT_ONCE } else { 1 })?;
     let tags = run.tags();
     let zeros = |caption: &String| -> Result<(String, Vec<f32>)> {

@@ -11,6 +11,7 @@ use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
 use crate::inspection::lint::caption_errors;
 use crate::training::fingerprint::fingerprint;
+use crate::training::keys::check_key;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.
@@ -66,13 +67,18 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
         // a key keeps off the others, which are found from their captions
         let keyed = |(j, other): &(usize, &FeatureConfig)| *j != i && other.key.is_some();
         let keyed = features.iter().enumerate().filter(keyed).filter(|_| feature.key.is_some());
-        let theirs = keyed.flat_map(|(j, _)| datasets[j].pictures()).map(|picture| &picture.caption);
-        let prompts: Vec<&String> = preservation.all().chain(&silent).chain(theirs).collect();
+        let (mut captions, mut searches) = (Vec::new(), Vec::new());
+        for (j, other) in keyed {
+            captions.extend(datasets[j].pictures().iter().map(|picture| &picture.caption));
+            searches.push(format!("{} {:?} {:?}", other.name, other.tags, other.key));
+        }
+        let prompts: Vec<&String> =
+            preservation.all().chain(&silent).chain(captions).chain(&searches).collect();
         let fingerprint = fingerprint(config, feature, dataset, &prompts, &before, &model)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);
-        plans.push(Plan {
+        let plan = Plan {
             feature: feature.clone(),
             tags,
             dataset: dataset.clone(),
@@ -81,7 +87,9 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
             silent,
             fingerprint,
             due,
-        });
+        };
+        check_key(&plan)?;
+        plans.push(plan);
     }
     Ok(plans)
 }

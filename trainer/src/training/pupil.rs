@@ -29,7 +29,7 @@ const HEARD: f64 = 1e-3;
 pub struct Outcome {
     /// Its name; empty in a run without features.
     pub name: String,
-    /// The LoRA files that were written, the last one last. None where it had been trained before.
+    /// The files that were written: LoRAs, and the embeddings of keys; the LoRA that the run is for last. None where it had been trained before.
     pub files: Vec<PathBuf>,
     /// Updates asked for; where it ended early, those taken.
     pub steps: u64,

@@ -9,16 +9,16 @@ use std::time::Instant;
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, note, saved, waiting};
 use strata_model::{
-    Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, TextEncoder, Unet, check_room,
-    counted, keys_of, lock, make_folder,
+    Checkpoint, Lock, LoraSet, LoraWeights, Match, NoiseSchedule, Tag, Unet, check_room, counted, lock,
+    make_folder,
 };
 
 use crate::config::Order;
 use crate::data::latents::Latents;
 use crate::data::texts::Texts;
-use crate::features::key;
-use crate::features::silence::{Basis, Silence, basis, reads_text};
+use crate::features::silence::{Basis, Silence, basis};
 use crate::inspection::probe::Script;
+use crate::training::keys::{find_keys, key_notes};
 use crate::training::learner::Learner;
 use crate::training::log::Logs;
 use crate::training::plan::{Plan, is_done, plan};
@@ -148,20 +148,6 @@ fn too_wide(matches: &[Match]) -> Option<String> {
     ))
 }
 
-/// Layers of a keyed feature that read the picture: no key reaches them.
-fn not_keyed(plan: &Plan) -> Option<String> {
-    plan.feature.key.as_ref()?;
-    let all = plan.matches.len();
-    let deaf = plan.matches.iter().filter(|m| !reads_text(&m.layer.path)).count();
-    (deaf > 0).then(|| {
-        format!(
-            "{}: {deaf} of {all} layers read the picture, not the text, so its key does not keep them silent; in other programs \
-             they are always on, and Strata's gate alone turns them off",
-            plan.feature.name
-        )
-    })
-}
-
 /// What all pupils of a run share.
 pub(crate) struct Run<'a> {
     pub gpu: &'a Gpu,
@@ -211,7 +197,7 @@ impl<'a> Run<'a> {
             notes.push(plan.dataset.summary());
             notes.extend(replaced(self.config, plan));
             notes.extend(too_wide(&plan.matches));
-            notes.extend(not_keyed(plan));
+            notes.extend(key_notes(plan));
         }
         Ok(notes)
     }
@@ -261,7 +247,7 @@ impl<'a> Run<'a> {
         let text = self.checkpoint.text_encoder(self.gpu, DType::F32)?;
         let vae = self.checkpoint.vae(self.gpu, DType::F32)?;
         drop(reading);
-        let mut keyed = self.find_keys(&text)?;
+        let mut keyed = find_keys(self, &text)?;
         let tags = self.tags();
         let (mut wanted, mut features) = (BTreeSet::new(), BTreeMap::new());
         for class in self.classes() {
@@ -284,45 +270,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(Materials { texts: Texts::encode(&text, &wanted, &tags)?, features, blank: false })
-    }
-
-    /// Finds the keys of features that want one and are due, in their order, each off those before it; of those that are done,
-    /// reads them. From then on all texts read the tags so. Returns what each LoRA has to be deaf to: ordinary text, and the
-    /// keys of all other features.
-    fn find_keys(&mut self, text: &TextEncoder) -> Result<BTreeMap<usize, Basis>> {
-        let mut bases: BTreeMap<usize, Basis> = BTreeMap::new();
-        let mut spans: Vec<(usize, Vec<f32>)> = Vec::new();
-        for i in 0..self.plans.len() {
-            let plan = &self.plans[i];
-            let (Some(config), Some(tag)) = (&plan.feature.key, plan.tags.iter().next()) else { continue };
-            let captions: Vec<&str> = plan.dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
-            let ordinary = key::Ordinary::collect(text, &plan.silent)?;
-            let mut basis = ordinary.basis(config.rank)?;
-            for (_, span) in &spans {
-                basis = basis.off(span)?;
-            }
-            let key = if plan.due {
-                // runs apart, too, should not come to one key
-                let seed = noise::feature_seed(self.config.seed, &plan.feature.name);
-                let seed = noise::feature_seed(seed, tag.text());
-                let found = key::search(text, config, &ordinary, &basis, tag, &captions, seed)?;
-                note(&found.summary(&plan.feature.name));
-                found.key
-            } else {
-                let Ok(file) = LoraWeights::read(plan.feature.file()) else { continue };
-                let Some(key) = keys_of(&file.metadata)?.remove(tag.text()) else { continue };
-                Arc::new(key)
-            };
-            spans.push((i, key::span(text, &basis, &tag.clone().with_key(key.clone()), &captions)?));
-            bases.insert(i, basis);
-            self.plans[i].tags = plan.tags.with_key(&key);
-        }
-        for (i, basis) in &mut bases {
-            for (_, span) in spans.iter().filter(|(later, _)| later > i) {
-                *basis = basis.off(span)?;
-            }
-        }
-        Ok(bases)
     }
 
     /// Claims the files that will be written, makes their folders, and tries whether there is room.

@@ -48,7 +48,8 @@ impl Lora {
         let in_text = (text > 0 && (parted || competes)).then(|| {
             let path = self.path.display();
             format!(
-                "{path}: off in {text} layers of the text encoder, whose states belong to the whole prompt and picture;                  they are on with gate=prompt or always, without a region and without --together place"
+                "{path}: off in {text} layers of the text encoder, whose states belong to the whole prompt and picture; \
+                 they are on with gate=prompt or always, without a region and without --together place"
             )
         });
         in_text.into_iter().chain(self.left_out_in_time(set)).collect()

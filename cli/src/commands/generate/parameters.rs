@@ -32,7 +32,7 @@ impl Generate {
             ("Model", quoted(&stem(&self.model.model))),
         ];
         if self.init.is_some() {
-            fields.push(("Denoising strength", self.strength.to_string()));
+            fields.push(("Denoising strength", self.strength().to_string()));
         }
         if self.clip_skip > 1 {
             fields.push(("Clip skip", self.clip_skip.to_string()));
