@@ -30,7 +30,7 @@ pub fn command() -> Command {
     command
 }
 
-fn process() -> process::Command {
+pub fn process() -> process::Command {
     let program = env!("CARGO_BIN_EXE_strata-as-tested");
     let runner =
         std::env::vars().find(|(name, _)| name.starts_with("CARGO_TARGET_") && name.ends_with("_RUNNER"));

@@ -361,7 +361,7 @@ fn what_cannot_be_saved_as_asked_for_is_saved() {
     let other = put(&folder.path().join("large"), &format!("all-{A}-000001.safetensors"), "of another run");
     let gpu = GPU.lock().unwrap_or_else(|e| e.into_inner());
     let error = run(&gpu, &config, None, &Interrupt::default()).unwrap_err();
-    let Error::Unfinished { cause, saved } = error else { panic!("{error}") };
+    let Error::Unfinished { cause, saved, .. } = error else { panic!("{error}") };
     assert!(cause.to_string().contains("too large for F16"), "{cause}");
     assert_eq!(saved, [folder.path().join(format!("large/all-{A}-000001-2.safetensors"))]);
     assert_eq!(LoraWeights::read(&saved[0]).unwrap().dtype, DType::F32);

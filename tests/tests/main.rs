@@ -15,6 +15,7 @@ mod harness_bites;
 mod keys;
 mod lint;
 mod probe;
+mod resume;
 mod rows;
 mod shaders;
 mod silence;

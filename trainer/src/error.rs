@@ -70,13 +70,26 @@ pub enum Error {
         steps: u64,
     },
 
-    /// A run that ended before its time, with files of what was learned until then.
-    #[error("{cause}; what was learned until then is in {}", listing(saved))]
+    /// A run that ended before its time, and what is left of it.
+    #[error("{cause}{}", left(*resume, saved))]
     Unfinished {
         /// Why it ended.
         cause: Box<Self>,
-        /// The files.
+        /// The step that the same run goes on from.
+        resume: Option<u64>,
+        /// LoRA files of what was learned until then.
         saved: Vec<PathBuf>,
+    },
+
+    /// Saves of a run that another one cannot go on from, but could begin anew beside.
+    #[error("{0}")]
+    Resume(String),
+
+    /// A run that should have gone on, and has nothing to go on from.
+    #[error("no save beside {}, so there is nothing to go on from", output.display())]
+    NoSave {
+        /// The file that the run is for.
+        output: PathBuf,
     },
 
     /// The GPU, or a tensor on it.
@@ -103,6 +116,13 @@ impl Error {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
+}
+
+fn left(resume: Option<u64>, saved: &[PathBuf]) -> String {
+    let resume = resume.map(|step| format!("; the same run, started again, goes on from step {step}"));
+    let saved =
+        (!saved.is_empty()).then(|| format!("; what was learned until then is in {}", listing(saved)));
+    [resume, saved].into_iter().flatten().collect()
 }
 
 fn listing(paths: &[PathBuf]) -> String {

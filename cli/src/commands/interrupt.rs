@@ -30,7 +30,7 @@ fn on_signal() {
         Some(interrupt) if !interrupt.asked() => {
             interrupt.ask();
             note(
-                "ending after the step under way, and writing what was learned, if anything was; once more to end at once",
+                "ending after the step under way, and saving what was learned, if anything was; once more to end at once",
             );
         }
         // as a shell names the end by Ctrl-C

@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
 use strata_model::counted;
-use strata_trainer::{Config, Memory, Outcome, ProbeRecord, Summary, measure, run};
+use strata_trainer::{Config, Error, Memory, Outcome, ProbeRecord, Start, Summary, measure, run_from};
 
 use super::interrupt::interruptible;
 use super::{GpuArgs, note, number_format, seed, thousands};
@@ -15,8 +15,10 @@ use super::{GpuArgs, note, number_format, seed, thousands};
 /// Train a LoRA as a config file says
 ///
 /// Writes the LoRA (and one file every `save_every` steps) and a log with one line of JSON per step. Files are whole or not
-/// there. Ctrl-C ends the run after the step under way, and what was learned until then is written to a file of its own;
-/// features that are done are not trained again. Two runs of one config give equal files.
+/// there. Every `train.state_minutes`, and whenever a run ends early, its state is saved beside the output (`NAME-STEP.save`): the
+/// same command then goes on from there, and comes to the same files, bit for bit, as a run that never stopped. Saves are removed
+/// once their feature is done. Ctrl-C ends the run after the step under way, and what was learned until then is written to a LoRA
+/// of its own as well. Features that are done are not trained again.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,6 +27,7 @@ Examples:
   strata train run.toml
   strata train run.toml --dry-run                 how much GPU memory it takes
   strata train features.toml --only hair_style_a
+  strata train run.toml --fresh                   begin anew, though a save is there
   strata train run.toml --steps 20 --seed 7 --adapter nvidia
   strata train run.toml --quiet --json            for scripts: no progress, and the summary as JSON")]
 pub struct Train {
@@ -55,6 +58,12 @@ pub struct Train {
     /// Train this feature alone, again if it is done
     #[arg(long, value_name = "FEATURE")]
     only: Option<String>,
+    /// Begin anew, though there are saves of a run that ended early; they are removed once there is a new one
+    #[arg(long, conflicts_with_all = ["print_config", "dry_run"])]
+    fresh: bool,
+    /// Go on from a save, and fail where there is none; without this option such a run begins anew
+    #[arg(long, conflicts_with_all = ["fresh", "print_config", "dry_run"])]
+    resume: bool,
     /// Updates of the LoRA, instead of the config's
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     steps: Option<u64>,
@@ -106,7 +115,17 @@ impl Train {
                 false => print(&memory, out),
             };
         }
-        let summary = interruptible(|interrupt| run(&gpu, &config, self.only.as_deref(), interrupt))??;
+        let start = match (self.fresh, self.resume) {
+            (true, _) => Start::Anew,
+            (_, true) => Start::MustGoOn,
+            _ => Start::GoOn,
+        };
+        let trained =
+            interruptible(|interrupt| run_from(&gpu, &config, self.only.as_deref(), start, interrupt))?;
+        let summary = trained.map_err(|error| match error {
+            Error::Resume(why) => anyhow!("{why} with --fresh"),
+            other => other.into(),
+        })?;
         let json = self.json.then(|| to_json(&summary));
         let Summary { features, combined, log, seconds, dtype } = summary;
         if dtype == DType::F32 && config.train.dtype == DType::F16 {
@@ -117,15 +136,18 @@ impl Train {
             return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&json)?)?);
         }
         let trained = features.iter().filter(|feature| !feature.files.is_empty());
-        let steps: u64 = trained.map(|feature| feature.steps).sum();
-        for Outcome { name, files, steps, skipped, layers, parameters, loss, probe, stopped } in features {
+        let steps: u64 = trained.map(|feature| feature.steps - feature.resumed_from).sum();
+        for Outcome { name, files, steps, resumed_from, skipped, layers, parameters, loss, probe, stopped } in
+            features
+        {
             let title = if name.is_empty() { String::new() } else { format!("{name}: ") };
             if files.is_empty() {
                 writeln!(out, "{title}not trained; its file is up to date, or was not asked for")?;
                 continue;
             }
             writeln!(out, "{title}{}, {} parameters", counted(layers, "layer"), thousands(parameters))?;
-            writeln!(out, "{title}{}, loss {loss:.4}", counted(steps, "step"))?;
+            let before = if resumed_from > 0 { format!(" ({resumed_from} before)") } else { String::new() };
+            writeln!(out, "{title}{}{before}, loss {loss:.4}", counted(steps, "step"))?;
             if skipped > 0 {
                 let skipped = counted(skipped, "step");
                 writeln!(out, "{title}{skipped} left out, since a gradient was not finite in f16")?;
@@ -162,6 +184,7 @@ fn to_json(summary: &Summary) -> Value {
             "trained": !feature.files.is_empty(),
             "files": feature.files,
             "steps": feature.steps,
+            "resumed_from": feature.resumed_from,
             "skipped": feature.skipped,
             "layers": feature.layers,
             "parameters": feature.parameters,

@@ -76,7 +76,8 @@ impl UnderWay {
     }
 }
 
-/// TERM, as Ctrl-C does: the run ends after its step, and what was learned is in a file that is no other's.
+/// TERM, as Ctrl-C does: the run ends after its step, what was learned is in a file that is no other's, and the same run goes on
+/// from there, no other.
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_keeps_what_it_learned() {
@@ -85,10 +86,30 @@ fn an_interrupted_run_keeps_what_it_learned() {
     let run = UnderWay::new(&config, temporary.path());
     assert!(Command::new("kill").args(["-TERM", &run.id()]).status().unwrap().success());
     let (error, _) = run.fails();
-    assert!(error.contains("interrupted after"), "{error}");
+    let step =
+        error.split("interrupted after ").nth(1).and_then(|rest| rest.split(' ').next()).expect(&error);
+    assert!(error.contains(&format!("; the same run, started again, goes on from step {step}; ")), "{error}");
     assert!(!folder.path().join("lora.safetensors").exists(), "the file that was asked for is not there");
-    // nothing is in the way of the next run
-    prints(&["train", text(&config), "--steps", "1"]);
+    let one = ["train", text(&config), "--steps", "1", "--dtype", "f32"];
+    fails(
+        &one,
+        &["  steps = 1, and was 100000\n", &format!("go on from step {step}, or begin anew with --fresh")],
+    );
+    let more = (step.parse::<u64>().unwrap() + 2).to_string();
+    let run = strata(&["train", text(&config), "--steps", &more, "--dtype", "f32"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(
+        run.err.contains(&format!("note: the run goes on from step {step} of {more}, saved in ")),
+        "{}",
+        run.err
+    );
+    assert!(
+        run.out.contains(&format!("{more} steps ({step} before), ")) && run.out.contains("\n2 steps in "),
+        "{}",
+        run.out
+    );
+    fails(&[&one[..], &["--resume"]].concat(), &["no save beside ", "nothing to go on from"]);
+    prints(&[&one[..], &["--fresh"]].concat());
 }
 
 /// A file that may not grow any more ends the run with an error, not with a signal, and what was learned is kept.
@@ -105,6 +126,30 @@ fn a_log_that_cannot_grow_loses_nothing() {
     let (error, saved) = run.fails();
     assert!(error.starts_with("error: cannot write log ") && error.contains("lora.jsonl"), "{error}");
     assert_eq!(saved.parent(), Some(folder.path()));
+}
+
+/// A state that cannot be saved is told of, and stops nothing.
+#[test]
+fn saves_that_cannot_be_written_end_no_run() {
+    let folder = project();
+    let config = folder.path().join("run.toml");
+    let run = fs::read_to_string(&config).unwrap();
+    fs::write(&config, run.replace("save_every = 2", "state_minutes = 1e-9")).unwrap();
+    for step in 0..4 {
+        fs::create_dir(folder.path().join(format!("lora-00000{step}.save"))).unwrap();
+    }
+    let run = strata(&["train", text(&config), "--dtype", "f32", "--quiet"]);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    // where it begins, three times on its way, and at its end
+    assert_eq!(
+        run.err.matches("note: the state of the run is not saved: cannot write ").count(),
+        5,
+        "{}",
+        run.err
+    );
+    assert!(folder.path().join("lora.safetensors").is_file());
+    let left = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.filter(|name| name.to_string_lossy().starts_with('.')).count(), 0);
 }
 
 /// Where nothing can be written beside the output any more, what was learned goes to the folder for temporary files.

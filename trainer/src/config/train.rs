@@ -53,6 +53,10 @@ section! {
         /// Save every so many steps; 0 = at the end alone. Default 0.
         save_every: u64 = 0, "steps between saves; 0 = at the end alone",
             also "save_every_n_steps" "checkpointing_steps", decides false;
+        /// Save all that an interrupted run goes on from every so many minutes; it is saved as well when a run ends early.
+        /// 0 = then alone. Default 10.
+        state_minutes: f64 = 10.0, "minutes between saves that an interrupted run goes on from; 0 = when it ends early alone",
+            check not_negative, also "save_state", decides false;
         /// Probe a feature every so many steps: drift with its tag, leak without; 0 = never. Default 0.
         probe_every: u64 = 0, "steps between probes of a feature for leaks; 0 = never";
         /// Stop training a feature once a probe finds a leak above this, at a drift of at least 0.001: a LoRA that has hardly

@@ -1,11 +1,22 @@
 //! Whether a feature's file is still what its config asks for.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest, Sha256};
 
 use crate::config::FeatureConfig;
 use crate::config::check::join;
 use crate::config::section::{Entry, Section};
 use crate::{Config, Dataset, Error, Result};
+
+/// What the hash is of, by name, to tell what differs: keys of the config with their values as TOML, and digests of the rest.
+pub(crate) type Makings = BTreeMap<String, String>;
+
+/// What the value of a digest begins with, and no value of a key does.
+pub(crate) const DIGEST: char = '#';
+
+/// The updates of a feature among its [`Makings`], wherever their number comes from.
+pub(crate) const STEPS: &str = "steps";
 
 /// A hash of all that decides what a feature's file holds: the keys of its config that do, its pictures and captions, the
 /// `prompts` it is preserved on and deaf to, what tells the `model` from others, and the fingerprints of the features that
@@ -17,60 +28,89 @@ pub(crate) fn fingerprint(
     prompts: &[&String],
     before: &[&str],
     model: &[u8],
-) -> Result<String> {
+) -> Result<(String, Makings)> {
     let mut hash = Hash::default();
     hash.settings(config, feature);
     hash.bytes(model);
+    hash.end("the model's files");
     hash.count(dataset.len());
     for picture in dataset.pictures() {
         hash.bytes(&std::fs::read(&picture.path).map_err(Error::io("read picture", &picture.path))?);
         hash.bytes(picture.caption.as_bytes());
     }
+    hash.end("pictures and captions");
     hash.count(prompts.len());
     prompts.iter().for_each(|prompt| hash.bytes(prompt.as_bytes()));
+    hash.end("prompts without the tag, and what is said of other keys");
     hash.count(before.len());
     before.iter().for_each(|fingerprint| hash.bytes(fingerprint.as_bytes()));
-    Ok(hash.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    hash.end("features before it");
+    let whole = hash.whole.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((whole, hash.makings))
 }
 
 /// Every part comes with its length, so that no two sequences of parts are the same bytes.
 #[derive(Default)]
-struct Hash(Sha256);
+struct Hash {
+    whole: Sha256,
+    /// Of what came since the last [`end`](Self::end).
+    part: u32,
+    makings: Makings,
+}
 
 impl Hash {
+    fn update(&mut self, bytes: &[u8]) {
+        self.whole.update(bytes);
+        self.part = crc32c::crc32c_append(self.part, bytes);
+    }
+
     fn count(&mut self, count: usize) {
-        self.0.update((count as u64).to_le_bytes());
+        self.update(&(count as u64).to_le_bytes());
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
         self.count(bytes.len());
-        self.0.update(bytes);
+        self.update(bytes);
+    }
+
+    /// Notes the digest of what came since the last end, under a name.
+    fn end(&mut self, name: &str) {
+        self.makings.insert(name.to_owned(), format!("{DIGEST}{:08x}", self.part));
+        self.part = 0;
     }
 
     /// The keys that decide what a feature becomes.
     fn settings(&mut self, config: &Config, feature: &FeatureConfig) {
         let run = config.entries().into_iter().filter(|entry| matches!(entry, Entry::Key(_)));
-        self.entries(run, "");
-        self.entries(feature.entries().into_iter(), "feature");
-        self.entries(config.train.entries().into_iter(), "train");
+        self.entries(run, ["", ""]);
+        self.entries(feature.entries().into_iter(), ["feature"; 2]);
+        self.entries(config.train.entries().into_iter(), ["train"; 2]);
+        let steps = config.steps_of(feature);
         self.bytes(b"steps");
-        self.bytes(&config.steps_of(feature).to_le_bytes());
+        self.bytes(&steps.to_le_bytes());
+        self.makings.insert(STEPS.to_owned(), steps.to_string());
+        self.part = 0;
     }
 
-    fn entries<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>, at: &str) {
+    /// `at` is where the entries stand, and the same with the numbers of repeated tables, for people.
+    fn entries<'a>(&mut self, entries: impl Iterator<Item = Entry<'a>>, [at, place]: [&str; 2]) {
         for entry in entries {
             match entry {
                 Entry::Key(key) if key.decides => {
                     self.bytes(join(at, key.name).as_bytes());
                     self.count(usize::from(key.value.is_some()));
-                    self.bytes(key.value.unwrap_or_default().as_bytes());
+                    self.bytes(key.value.as_deref().unwrap_or_default().as_bytes());
+                    self.makings.extend(key.value.map(|value| (join(place, key.name), value)));
                 }
                 Entry::Key(_) => {}
-                Entry::Table { name, sections, .. } => {
-                    let path = join(at, name);
+                Entry::Table { name, repeated, sections } => {
+                    let (path, place) = (join(at, name), join(place, name));
                     self.bytes(path.as_bytes());
                     self.count(sections.len());
-                    sections.into_iter().for_each(|s| self.entries(s.entries().into_iter(), &path));
+                    for (i, section) in sections.into_iter().enumerate() {
+                        let place = if repeated { format!("{place}[{i}]") } else { place.clone() };
+                        self.entries(section.entries().into_iter(), [&path, &place]);
+                    }
                 }
             }
         }
@@ -89,7 +129,7 @@ mod tests {
     use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
 
     /// Keys that a feature with steps of its own does not depend on.
-    const ASIDE: [&str; 15] = [
+    const ASIDE: [&str; 16] = [
         "config",
         "feature.dataset.caption_extension",
         "feature.dataset.folder",
@@ -103,6 +143,7 @@ mod tests {
         "tensorboard",
         "train.gradient_checkpointing",
         "train.save_every",
+        "train.state_minutes",
         "train.steps",
         "vae",
     ];
@@ -141,7 +182,7 @@ mod tests {
     fn settings(config: &Config) -> Vec<u8> {
         let mut hash = Hash::default();
         hash.settings(config, &config.features()[0]);
-        hash.0.finalize().to_vec()
+        hash.whole.finalize().to_vec()
     }
 
     /// The paths of all keys below a table, and the values that they could have instead.
@@ -253,7 +294,7 @@ mod tests {
             let dataset = Dataset::open(&dataset).unwrap();
             let prompts: Vec<String> = prompts.iter().map(|prompt| prompt.to_string()).collect();
             let prompts: Vec<&String> = prompts.iter().collect();
-            fingerprint(&config, &config.features()[0], &dataset, &prompts, before, model).unwrap()
+            fingerprint(&config, &config.features()[0], &dataset, &prompts, before, model).unwrap().0
         };
         let base = of("a", &["bc", "d"], &["e"], b"f");
         assert_eq!(base, of("a", &["bc", "d"], &["e"], b"f"));

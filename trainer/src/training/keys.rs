@@ -30,7 +30,7 @@ pub(crate) fn find_keys(run: &mut Run<'_>, text: &TextEncoder) -> Result<BTreeMa
         for (_, span) in &spans {
             basis = basis.off(span)?;
         }
-        let key = match of_file(plan)? {
+        let key = match plan.key.take().map_or_else(|| of_file(plan), |key| Ok(Some(key)))? {
             Some(key) => Arc::new(key),
             None => {
                 // runs apart, too, should not come to one key

@@ -1,5 +1,6 @@
 //! A LoRA that learns: forward, backward and update of one batch.
 
+use serde::{Deserialize, Serialize};
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_kernels::{grad_norm, tape};
 use strata_model::{Conditioning, Cx, Gates, LoraSet, RowGates, Unet, UnetInput};
@@ -78,6 +79,12 @@ pub struct Learner {
     optimizer: Box<dyn State>,
     lr: f64,
     max_grad_norm: f32,
+    counters: Counters,
+}
+
+/// What a learner counts from step to step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Counters {
     /// Updates made; skipped ones do not count.
     updates: u32,
     loss_scale: LossScale,
@@ -103,8 +110,10 @@ impl Learner {
             optimizer,
             lr: train.lr,
             max_grad_norm: train.max_grad_norm as f32,
-            updates: 0,
-            loss_scale: if dtype == DType::F16 { LossScale::dynamic() } else { LossScale::off() },
+            counters: Counters {
+                updates: 0,
+                loss_scale: if dtype == DType::F16 { LossScale::dynamic() } else { LossScale::off() },
+            },
         })
     }
 
@@ -135,7 +144,7 @@ impl Learner {
         self.lora.track(&tape, &self.grads)?;
         let prediction = self.predict(unet, &tape, batch)?;
         let losses = Losses::new(&tape, &self.gpu, &prediction, batch)?;
-        let scale = Tensor::from_f32(&self.gpu, &[self.loss_scale.value()], &[1], DType::F32)?;
+        let scale = Tensor::from_f32(&self.gpu, &[self.counters.loss_scale.value()], &[1], DType::F32)?;
         tape.backward(&losses.total, scale)?;
         self.batches += 1;
         Ok(losses)
@@ -167,13 +176,13 @@ impl Learner {
     /// The GPU's.
     pub fn update(&mut self, share: f64) -> Result<Update> {
         let norm = grad_norm(&self.grads)?;
-        let grad_scale = 1.0 / (self.loss_scale.value() * self.batches.max(1) as f32);
+        let grad_scale = 1.0 / (self.counters.loss_scale.value() * self.batches.max(1) as f32);
         let step = Step {
             grads: &self.grads,
             norm: &norm,
             grad_scale,
             max_norm: self.max_grad_norm,
-            number: self.updates + 1,
+            number: self.counters.updates + 1,
             lr: self.lr,
             share,
         };
@@ -182,8 +191,8 @@ impl Learner {
         self.batches = 0;
         let grad_norm = norm.to_f32()?[0] * grad_scale;
         let finite = grad_norm.is_finite();
-        self.updates += u32::from(finite);
-        let can_go_on = self.loss_scale.observe(finite);
+        self.counters.updates += u32::from(finite);
+        let can_go_on = self.counters.loss_scale.observe(finite);
         Ok(Update { grad_norm, skipped: !finite, hopeless: !finite && !can_go_on })
     }
 
@@ -194,7 +203,7 @@ impl Learner {
 
     /// The factor that the loss is multiplied by now.
     pub fn loss_scale(&self) -> &LossScale {
-        &self.loss_scale
+        &self.counters.loss_scale
     }
 
     /// The gradients gathered so far, times the loss scale: flat, in the order of the LoRA's parameters.
@@ -205,5 +214,23 @@ impl Learner {
     /// What the optimizer keeps between updates, by the names PyTorch's have: f32, flat, in the same order.
     pub fn state(&self) -> Vec<(&'static str, &Tensor)> {
         self.optimizer.tensors()
+    }
+
+    /// All that lies on the GPU between two steps and that the next one depends on, by name: the LoRA, and the optimizer's.
+    /// The f16 copy is here too, since GPUs may round to f16 in other ways than the host.
+    pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        let shadow = self.lora.shadow().map(|shadow| ("shadow", shadow));
+        let lora = std::iter::once(("params", self.lora.params())).chain(shadow);
+        lora.chain(self.optimizer.tensors()).collect()
+    }
+
+    /// What it counts.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Takes over the counters of a learner whose [`tensors`](Self::tensors) have been written into this one's.
+    pub(crate) fn restore(&mut self, counters: Counters) {
+        self.counters = counters;
     }
 }

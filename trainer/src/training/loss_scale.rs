@@ -4,6 +4,8 @@
 //! loss is multiplied by a power of two, the gradients of the LoRA (f32) are divided by it again, and the factor
 //! follows what the gradients allow.
 
+use serde::{Deserialize, Serialize};
+
 /// Factor of the first step.
 const START: f32 = 65_536.0;
 /// Good steps in a row after which twice the factor is tried.
@@ -12,7 +14,7 @@ const PATIENCE: u32 = 2000;
 const MAX: f32 = 16_777_216.0;
 
 /// A dynamic loss scale, or the constant 1 where gradients are f32.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     scale: f32,
     dynamic: bool,

@@ -9,8 +9,9 @@ use strata_model::{Reading, TextEncoder};
 use crate::data::latents::{Latents, encode_picture};
 use crate::data::texts::Texts;
 use crate::features::silence::PROMPTS_AT_ONCE;
+use crate::training::materials::{Material, Materials};
 use crate::training::plan::Plan;
-use crate::training::run::{Material, Materials, Run};
+use crate::training::run::Run;
 use crate::{Config, Result};
 
 /// Bytes of GPU memory, as the engine's pool gives them out.

@@ -1,16 +1,16 @@
 //! What a run is going to do, found out before the GPU works.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use strata_model::{Checkpoint, LoraWeights, Match, Rule, Selection};
+use strata_model::{Checkpoint, Key, LoraWeights, Match, Rule, Selection, Tag};
 
 use crate::config::{FeatureConfig, Order, SilenceConfig};
 use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
 use crate::inspection::lint::caption_errors;
-use crate::training::fingerprint::fingerprint;
+use crate::training::fingerprint::{Makings, fingerprint};
 use crate::training::keys::check_key;
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
@@ -25,6 +25,10 @@ pub(crate) struct Plan {
     pub silent: Vec<String>,
     /// What must be equal for its file to be the one that this run would write.
     pub fingerprint: String,
+    /// What that is a hash of.
+    pub makings: Makings,
+    /// The key of its tags, where an earlier run found it.
+    pub key: Option<Key>,
     /// Whether it is to be trained, rather than there already or not asked for.
     pub due: bool,
 }
@@ -34,6 +38,12 @@ impl Plan {
     pub fn texts(&self) -> BTreeSet<String> {
         let captions = self.dataset.pictures().iter().map(|picture| &picture.caption);
         captions.chain(self.preservation.all()).cloned().chain([String::new()]).collect()
+    }
+
+    /// The keys of its tags, once they are found.
+    pub fn keys(&self) -> BTreeMap<String, Key> {
+        let key = |tag: &Tag| Some((tag.text().to_owned(), Key::clone(tag.key()?)));
+        self.tags.iter().filter_map(key).collect()
     }
 }
 
@@ -74,7 +84,7 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
         }
         let prompts: Vec<&String> =
             preservation.all().chain(&silent).chain(captions).chain(&searches).collect();
-        let fingerprint = fingerprint(config, feature, dataset, &prompts, &before, &model)?;
+        let (fingerprint, makings) = fingerprint(config, feature, dataset, &prompts, &before, &model)?;
         // a run without features always trains: its file has no stages to go on from
         let done = !feature.name.is_empty() && is_done(feature.file(), &fingerprint);
         let due = only.map_or(!done, |only| only == feature.name);
@@ -86,6 +96,8 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
             preservation,
             silent,
             fingerprint,
+            makings,
+            key: None,
             due,
         };
         check_key(&plan)?;

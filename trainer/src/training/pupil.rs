@@ -1,12 +1,14 @@
 //! One feature being trained.
 
-use std::collections::BTreeMap;
+mod state;
+
 use std::path::{Path, PathBuf};
 
 use strata_engine::DType;
 use strata_model::noise::fnv1a;
-use strata_model::{Key, LoraSet, Tag, Unet, note_keys};
+use strata_model::{LoraSet, Unet, note_keys};
 
+use crate::data::dataset::names;
 use crate::features::silence::Silence;
 use crate::training::learner::Learner;
 use crate::training::log::Logs;
@@ -16,6 +18,8 @@ use crate::training::run::Run;
 use crate::training::step::Lesson;
 use crate::training::watch::{ProbeRecord, Watch};
 use crate::{Error, Result, StepRecord};
+
+pub(crate) use state::PupilState;
 
 /// Weight of the newest loss in the running mean that the progress bar shows.
 const SMOOTHING: f64 = 0.05;
@@ -33,6 +37,8 @@ pub struct Outcome {
     pub files: Vec<PathBuf>,
     /// Updates asked for; where it ended early, those taken.
     pub steps: u64,
+    /// Those of them that an earlier run took, from whose save this one went on.
+    pub resumed_from: u64,
     /// Those of them that were left out because a gradient was not finite.
     pub skipped: u64,
     /// Layers that have a LoRA.
@@ -54,6 +60,7 @@ impl Outcome {
             name: plan.feature.name.clone(),
             files: Vec::new(),
             steps,
+            resumed_from: 0,
             skipped: 0,
             layers: plan.matches.len(),
             parameters: plan.matches.iter().map(|m| m.layer.parameters(m.rank)).sum(),
@@ -84,6 +91,10 @@ pub(crate) struct Pupil<'a> {
     /// Updates asked for, and taken.
     steps: u64,
     taken: u64,
+    /// The last of these, until it is noted, and saved and probed where it is time.
+    open: Option<StepRecord>,
+    /// What it keeps on the GPU is from between two steps.
+    whole: bool,
     outcome: Outcome,
 }
 
@@ -100,7 +111,20 @@ impl<'a> Pupil<'a> {
     ) -> Self {
         let steps = run.config.steps_of(&plan.feature);
         let outcome = Outcome::before(plan, steps);
-        Self { run, plan, lora, lesson, learner, silence, watch, steps, taken: 0, outcome }
+        Self {
+            run,
+            plan,
+            lora,
+            lesson,
+            learner,
+            silence,
+            watch,
+            steps,
+            taken: 0,
+            open: None,
+            whole: true,
+            outcome,
+        }
     }
 
     /// Its name.
@@ -113,9 +137,29 @@ impl<'a> Pupil<'a> {
         self.steps
     }
 
-    /// Whether there is a step to take.
+    /// Updates taken.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Steps that are wholly behind it.
+    pub fn settled(&self) -> u64 {
+        self.taken - u64::from(self.open.is_some())
+    }
+
+    /// Whether there is a step to take, or one to be settled.
     pub fn is_due(&self) -> bool {
-        self.taken < self.steps && !self.outcome.stopped
+        self.open.is_some() || (self.taken < self.steps && !self.outcome.stopped)
+    }
+
+    /// Whether a step has changed its LoRA.
+    pub fn has_learned(&self) -> bool {
+        self.taken > self.outcome.skipped
+    }
+
+    /// Whether it can be saved: no step has failed half-way.
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Running mean of the loss.
@@ -128,12 +172,36 @@ impl<'a> Pupil<'a> {
         &self.outcome
     }
 
-    /// Takes a step and notes it; saves and probes where it is time. Returns the file that was saved, if any.
+    /// Takes a step and settles it. Returns the file that was saved, if any.
     pub fn step(&mut self, unet: &Unet, log: &mut Logs) -> Result<Option<PathBuf>> {
-        let record = self.lesson.step(unet, &mut self.learner, self.silence.as_ref(), self.taken)?;
-        self.taken += 1;
-        log.step(&record)?;
-        self.outcome.note(&record);
+        if self.open.is_none() {
+            self.whole = false;
+            let record = self.lesson.step(unet, &mut self.learner, self.silence.as_ref(), self.taken);
+            let record = record.map_err(|error| self.with_pictures(error))?;
+            self.whole = true;
+            self.taken += 1;
+            self.outcome.note(&record);
+            self.open = Some(record);
+        }
+        let saved = self.settle(unet, log)?;
+        log.settle();
+        self.open = None;
+        Ok(saved)
+    }
+
+    /// Says of a step that went wrong what it learned from.
+    fn with_pictures(&self, error: Error) -> Error {
+        let Error::Diverged { step, message } = error else { return error };
+        let all = self.plan.dataset.pictures();
+        let pictures: Vec<&Path> =
+            self.lesson.pictures(step).iter().map(|i| all[*i].path.as_path()).collect();
+        Error::Diverged { step, message: format!("{message}; this step had {}", names(&pictures)) }
+    }
+
+    /// Notes the step that was taken, saves and probes where it is time. Where this fails, it is done again by the run that goes
+    /// on.
+    fn settle(&mut self, unet: &Unet, log: &mut Logs) -> Result<Option<PathBuf>> {
+        self.open.iter().try_for_each(|record| log.step(record))?;
         let config = self.run.config;
         let every = config.train.save_every;
         let mut saved = None;
@@ -164,14 +232,14 @@ impl<'a> Pupil<'a> {
     /// # Errors
     /// Nothing was learned, or the file cannot be written.
     pub fn finish(&mut self) -> Result<()> {
-        if self.outcome.skipped == self.taken {
+        if !self.has_learned() {
             let message = "every step was left out, since no gradient was finite: nothing was learned and nothing is \
                            written; lower lr, train in f32, and look for damaged pictures";
             return Err(Error::Diverged { step: self.taken.saturating_sub(1), message: message.to_owned() });
         }
         self.outcome.steps = self.taken;
         let path = self.plan.feature.file().to_owned();
-        for (tag, key) in self.keys() {
+        for (tag, key) in self.plan.keys() {
             let embedding = embedding(&path, &tag)?;
             key.write(&tag, &embedding)?;
             self.outcome.files.push(embedding);
@@ -182,9 +250,11 @@ impl<'a> Pupil<'a> {
     }
 
     /// Writes what was learned so far, where training ends before its time: beside the file that was asked for, or where
-    /// that cannot be, in the folder for temporary files. Nothing if nothing was learned.
+    /// that cannot be, in the folder for temporary files. Nothing if nothing was learned, or nothing since an earlier run wrote
+    /// the same.
     pub fn rescue(&self) -> Option<PathBuf> {
-        if self.outcome.skipped == self.taken
+        if !self.has_learned()
+            || self.taken == self.outcome.resumed_from
             || self.outcome.files.last().is_some_and(|f| f == self.plan.feature.file())
         {
             return None;
@@ -217,17 +287,11 @@ impl<'a> Pupil<'a> {
         let prediction = schedule.prediction_type();
         let mut strings =
             metadata(config, feature, checkpoint.family(), prediction, &self.lora, pictures, self.taken);
-        note_keys(&mut strings, &self.keys());
+        note_keys(&mut strings, &self.plan.keys());
         if done && !feature.name.is_empty() {
             strings.insert("strata_run".into(), self.plan.fingerprint.clone());
         }
         Ok(self.lora.to_weights(dtype, strings)?.write(path)?)
-    }
-
-    /// The keys of its tags.
-    fn keys(&self) -> BTreeMap<String, Key> {
-        let key = |tag: &Tag| Some((tag.text().to_owned(), Key::clone(tag.key()?)));
-        self.plan.tags.iter().filter_map(key).collect()
     }
 
     /// `NAME-000100.safetensors` beside `NAME.safetensors`, after 100 steps.

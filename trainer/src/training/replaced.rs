@@ -1,5 +1,6 @@
 //! Which files of earlier runs a run is going to replace.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanDuration;
@@ -9,10 +10,11 @@ use crate::Config;
 use crate::data::dataset::{files, names};
 use crate::training::plan::Plan;
 
-/// Says of the files that the training of a feature writes which are there, and what the main one is; nothing where none is.
-pub(crate) fn replaced(config: &Config, plan: &Plan) -> Option<String> {
+/// Says of the files that the training of a feature writes from step `taken` on which are there, and what the main one is;
+/// nothing where none is.
+pub(crate) fn replaced(config: &Config, plan: &Plan, taken: u64) -> Option<String> {
     let output = plan.feature.file();
-    let numbered = numbered(output, config.train.save_every, config.steps_of(&plan.feature));
+    let numbered = numbered(output, config.train.save_every, taken + 1..config.steps_of(&plan.feature));
     let numbered: Vec<&Path> = numbered.iter().map(PathBuf::as_path).collect();
     let whole = output.is_file().then(|| format!("{}{}", output.display(), history(output)));
     match (whole, &numbered[..]) {
@@ -33,8 +35,8 @@ fn history(file: &Path) -> String {
     [steps, age].into_iter().flatten().collect()
 }
 
-/// The files beside an output that a run of so many steps saves on its way, which are there already.
-fn numbered(output: &Path, every: u64, steps: u64) -> Vec<PathBuf> {
+/// The files beside an output that a run saves on its way, in these steps, which are there already.
+fn numbered(output: &Path, every: u64, steps: Range<u64>) -> Vec<PathBuf> {
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
     let folder = output.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let step = |file: &PathBuf| {
@@ -42,7 +44,7 @@ fn numbered(output: &Path, every: u64, steps: u64) -> Vec<PathBuf> {
         let digits = name.strip_prefix(&*stem)?.strip_prefix('-')?.strip_suffix(".safetensors")?;
         digits.parse::<u64>().ok().filter(|_| digits.len() >= 6)
     };
-    let saved = |step: u64| every > 0 && step > 0 && step < steps && step.is_multiple_of(every);
+    let saved = |step: u64| every > 0 && steps.contains(&step) && step.is_multiple_of(every);
     let mut files = files(folder).unwrap_or_default();
     files.retain(|file| step(file).is_some_and(saved));
     files
@@ -59,12 +61,13 @@ mod tests {
         for name in all {
             std::fs::write(folder.path().join(format!("{name}.safetensors")), "").unwrap();
         }
-        let found = |every, steps| -> Vec<String> {
+        let found = |every, steps: Range<u64>| -> Vec<String> {
             let files = numbered(&folder.path().join("a.safetensors"), every, steps);
             files.iter().map(|file| file.file_stem().unwrap().to_string_lossy().into_owned()).collect()
         };
-        assert_eq!(found(2, 6), ["a-000002", "a-000004"]);
-        assert_eq!(found(0, 6), [""; 0]);
-        assert_eq!(found(3, 7), ["a-000003", "a-000006"]);
+        assert_eq!(found(2, 1..6), ["a-000002", "a-000004"]);
+        assert_eq!(found(2, 3..6), ["a-000004"]);
+        assert_eq!(found(0, 1..6), [""; 0]);
+        assert_eq!(found(3, 1..7), ["a-000003", "a-000006"]);
     }
 }

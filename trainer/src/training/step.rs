@@ -5,7 +5,7 @@
 //! [`Learner::update`] moves the LoRA, and [`Silence`] takes out of it what must not be heard. The base model
 //! is frozen throughout: nothing but the LoRA has a gradient, a moment, or a copy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use strata_engine::Tensor;
@@ -95,6 +95,12 @@ impl Lesson<'_> {
             seconds,
             samples_per_second: samples as f64 / seconds,
         })
+    }
+
+    /// The pictures that a step learns from, by number.
+    pub(crate) fn pictures(&self, step: u64) -> BTreeSet<usize> {
+        let batches = 0..self.config.train.gradient_accumulation;
+        batches.flat_map(|batch| self.pick(step, batch)).map(|sample| sample.picture).collect()
     }
 
     /// Which samples make up a batch of a step. Samples are counted across all batches of the step.

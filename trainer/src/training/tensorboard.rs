@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
 use strata_model::make_folder;
 
 use crate::{Error, Result};
@@ -16,6 +17,22 @@ use crate::{Error, Result};
 pub(crate) struct TensorBoard {
     path: PathBuf,
     file: File,
+    end: BoardEnd,
+}
+
+/// How far an event file had come.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct BoardEnd {
+    /// Which run of its folder it is of, from 1.
+    run: u64,
+    /// Bytes in it.
+    length: u64,
+}
+
+/// The event file of a run in a folder.
+fn path_of(folder: &Path, run: u64) -> PathBuf {
+    let own = if run == 1 { folder.to_owned() } else { folder.join(format!("run-{run}")) };
+    own.join("events.out.tfevents.strata")
 }
 
 impl TensorBoard {
@@ -27,17 +44,45 @@ impl TensorBoard {
     pub fn create(folder: &Path) -> Result<Self> {
         let mut run = 1;
         let (path, file) = loop {
-            let own = if run == 1 { folder.to_owned() } else { folder.join(format!("run-{run}")) };
-            make_folder(&own)?;
-            let path = own.join("events.out.tfevents.strata");
+            let path = path_of(folder, run);
+            make_folder(path.parent().unwrap_or(folder))?;
             match File::create_new(&path) {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => run += 1,
                 file => break (path.clone(), file.map_err(Error::io("open event file", &path))?),
             }
         };
-        let mut board = Self { path, file };
+        let mut board = Self { path, file, end: BoardEnd { run, length: 0 } };
         board.event(0, |event| text(event, 3, "brain.Event:2"))?;
         Ok(board)
+    }
+
+    /// Goes on with the file of an earlier run in this folder, without what came after that end; `None` where it is not there,
+    /// or shorter.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be written.
+    pub fn go_on(folder: &Path, end: &BoardEnd) -> Result<Option<Self>> {
+        let path = path_of(folder, end.run);
+        let fail = || Error::io("open event file", &path);
+        let file = match File::options().append(true).open(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(fail())?,
+        };
+        if file.metadata().map_err(fail())?.len() < end.length {
+            return Ok(None);
+        }
+        file.set_len(end.length).map_err(fail())?;
+        Ok(Some(Self { path, file, end: end.clone() }))
+    }
+
+    /// How far it has come.
+    pub fn end(&self) -> BoardEnd {
+        self.end.clone()
+    }
+
+    /// Returns once all of it is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("write event file", &self.path))
     }
 
     /// Adds values of a step, by name. Those that are not finite are left out.
@@ -69,7 +114,9 @@ impl TensorBoard {
         record.extend(&event);
         record.extend(masked(&event));
         // one write, so that whoever reads along rarely sees half of it
-        self.file.write_all(&record).map_err(Error::io("write event file", &self.path))
+        self.file.write_all(&record).map_err(Error::io("write event file", &self.path))?;
+        self.end.length += record.len() as u64;
+        Ok(())
     }
 }
 

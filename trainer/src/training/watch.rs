@@ -1,6 +1,6 @@
 //! The probe during training: how far the feature that learns moves the model with its tag and without, every so often.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use strata_engine::{DType, Gpu};
 use strata_model::{GateMode, NoiseSchedule, Prompt, TextEncoder, Unet};
 
@@ -15,7 +15,7 @@ const SAMPLES: usize = 1;
 const BATCH: usize = 4;
 
 /// What a probe during training found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeRecord {
     /// The feature that learns.
     pub feature: String,
