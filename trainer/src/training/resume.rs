@@ -316,3 +316,25 @@ impl Run<'_> {
         State { maker: self.maker(), keyed, log, pupils }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Schedule;
+
+    /// A constant rate, and a warm-up, do not know how long they will last; a rate that falls does.
+    #[test]
+    fn the_number_of_steps_may_change_where_rates_so_far_do_not() {
+        let [six, nine] = ["6", "9"].map(String::from);
+        let same = |lr_schedule, warmup_steps, taken, was, now| {
+            let mut config = Config::default();
+            (config.train.schedule.lr_schedule, config.train.schedule.warmup_steps) =
+                (lr_schedule, warmup_steps);
+            as_many_do(&config, taken, Some(was), Some(now))
+        };
+        assert!(same(Schedule::Constant, 0, 6, &six, &nine) && same(Schedule::Constant, 2, 6, &nine, &six));
+        assert!(!same(Schedule::Constant, 0, 7, &nine, &six), "seven are taken already");
+        assert!(same(Schedule::Linear, 0, 1, &six, &nine) && !same(Schedule::Linear, 0, 2, &six, &nine));
+        assert!(same(Schedule::Cosine, 3, 4, &six, &nine) && !same(Schedule::Cosine, 3, 5, &six, &nine));
+    }
+}
