@@ -9,6 +9,7 @@ mod engine;
 mod features;
 mod files;
 mod frozen;
+mod fuzz;
 mod gates;
 mod goldens;
 mod harness_bites;
