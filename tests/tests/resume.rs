@@ -262,7 +262,7 @@ fn a_run_goes_on_only_with_what_it_was() {
     refuse(&with(&text, "lr = 0.01", "lr = 0.02"), &["train.lr = 0.02, and was 0.01\n"]);
     refuse(
         &with(&text, "rank = 2\n[train]", "rank = 3\n[train]\nmin_snr_gamma = 5.0"),
-        &["lora[0].rank = 3, and was 2\n", "train.min_snr_gamma = 5.0, and was not set\n"],
+        &["  lora[0].rank = 3, and was 2\n", "train.min_snr_gamma = 5.0, and was not set\n"],
     );
     refuse(&with(&text, "steps = 6", "steps = 2"), &["steps = 2, and was 6\n"]);
     // a rate that falls to the end falls otherwise to another one

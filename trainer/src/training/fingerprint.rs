@@ -83,7 +83,9 @@ impl Hash {
     fn settings(&mut self, config: &Config, feature: &FeatureConfig) {
         let run = config.entries().into_iter().filter(|entry| matches!(entry, Entry::Key(_)));
         self.entries(run, ["", ""]);
-        self.entries(feature.entries().into_iter(), ["feature"; 2]);
+        // in a run without features their keys stand at the top
+        let place = if feature.name.is_empty() { "" } else { "feature" };
+        self.entries(feature.entries().into_iter(), ["feature", place]);
         self.entries(config.train.entries().into_iter(), ["train"; 2]);
         let steps = config.steps_of(feature);
         self.bytes(b"steps");
