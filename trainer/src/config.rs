@@ -24,5 +24,6 @@ pub use key::KeyConfig;
 pub use lora::LoraRule;
 pub use preserve::{PreserveConfig, PreservePrompt};
 pub use run::{Config, Order};
+pub use section::Switch;
 pub use silence::{Bank, SilenceConfig};
 pub use train::TrainConfig;

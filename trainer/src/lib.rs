@@ -25,7 +25,7 @@ mod training;
 
 pub use config::{
     Bank, Config, DatasetConfig, FeatureConfig, KeyConfig, LoraRule, Order, PreserveConfig, PreservePrompt,
-    Resolution, SilenceConfig, TrainConfig,
+    Resolution, SilenceConfig, Switch, TrainConfig,
 };
 pub use data::dataset::{Dataset, LeftOut, PICTURE_EXTENSIONS, Picture, Why, mirror};
 pub use data::latents::{Latents, Posterior};

@@ -3,6 +3,7 @@
 mod files;
 mod pictures;
 mod report;
+mod rest;
 mod unseen;
 
 use std::collections::BTreeMap;

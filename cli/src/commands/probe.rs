@@ -31,6 +31,9 @@ const GATES: [GateMode; 3] = [GateMode::Always, GateMode::Prompt, GateMode::Toke
 /// other features' tags, a class word, ordinary prompts and the empty one. Leak is the drift without the tag, divided by
 /// the drift with it: 0 is silence, 1 is a LoRA that does not listen to its tag. Works for any LoRA that `strata generate`
 /// takes. Each way of gating is measured: always on, as other programs have it; by prompt; by token.
+///
+/// Kept says what a picture with the tag leaves of the base model's picture of the same noise without it: 1 is all but the feature,
+/// 0 as little as a picture of other noise. The quarter of the pixels that change most is taken for the feature's own place.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Each --lora is followed by its own --tag and --class, or has them after commas: tag=WORD, class=WORD. A file whose
@@ -79,9 +82,10 @@ pub struct Probe {
     /// Write report.html, probe.json, heat maps and pictures to this folder
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Pairs of prompts, with the tag and without, that the report shows pictures of; 0 = none
-    #[arg(long, default_value_t = 1, value_name = "PAIRS", value_parser = clap::value_parser!(u16).range(..=100))]
-    pictures: u16,
+    /// Pairs of prompts, with the tag and without, to draw: the report shows them, and `kept` is measured on them
+    /// [default: 2 with --out, else 0]
+    #[arg(long, value_name = "PAIRS", value_parser = clap::value_parser!(u16).range(..=100))]
+    pictures: Option<u16>,
     /// Times that the model is run for a picture
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=MAX_SAMPLING_STEPS))]
     steps: u32,
@@ -145,15 +149,18 @@ impl Probe {
         let mut reports = Vec::new();
         for (i, (name, lora)) in loras.iter().enumerate() {
             let gates = GATES.iter().map(|mode| probe.run(&pipeline.unet, i, *mode, tick));
+            let gates = gates.collect::<Result<_, _>>()?;
+            let (pictures, kept) = (self.pairs() > 0).then(|| drawing.grid(i, tick)).transpose()?.unzip();
             reports.push(FeatureReport {
                 name: name.clone(),
                 file: lora.path.display().to_string(),
                 weight: lora.weight,
                 tags: lora.tags.clone(),
                 class: lora.class.clone(),
-                gates: gates.collect::<Result<_, _>>()?,
+                gates,
                 blocks: Vec::new(),
-                pictures: (self.pairs() > 0).then(|| drawing.grid(i, tick)).transpose()?,
+                kept: kept.unwrap_or_default(),
+                pictures,
             });
         }
         for (i, report) in reports.iter_mut().enumerate() {
@@ -216,9 +223,9 @@ impl Probe {
             .with_context(|| format!("--pictures-from {}", folder.display()))
     }
 
-    /// Pairs of prompts to draw; without a report, nobody would see them.
+    /// Pairs of prompts to draw.
     fn pairs(&self) -> usize {
-        if self.out.is_some() { self.pictures.into() } else { 0 }
+        self.pictures.unwrap_or(if self.out.is_some() { 2 } else { 0 }).into()
     }
 
     /// How often the progress bar moves.

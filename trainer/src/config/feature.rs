@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::check::{Problem, if_set, lora_file, positive, require, within};
 use super::section::section;
 use super::train::MAX_STEPS;
-use super::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
+use super::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig, Switch};
 
 section! {
     /// Something that pictures have in common, to be learned by some layers and called by a tag.
@@ -35,8 +35,9 @@ section! {
         loss_weight: f64 = 1.0, "factor on its loss", check positive;
         /// Staged: earlier features are attached, frozen and gated by their tags, while this one learns. Default `true`.
         with_frozen: bool = true, "staged: learn beside earlier features, which are frozen";
-        /// Gives the tag word vectors of its own, and makes the LoRA deaf to all else. Default: off.
-        key: Option<KeyConfig> => table;
+        /// Gives the tag word vectors of its own, and makes the LoRA deaf to all else. Default: on where there is a tag and layers
+        /// that read the text.
+        key: Switch<KeyConfig> => table;
         /// Keeps cross-attention's keys and values silent on ordinary text. Default: off.
         silence: Option<SilenceConfig> => table;
         /// Trains the model to stay as it was on prompts without the tag. Default: off.

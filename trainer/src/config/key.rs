@@ -13,8 +13,8 @@ section! {
         rank: Option<usize> = None, example |_| 32_usize,
             "directions of ordinary text to keep off; default: enough for 99 %",
             check if_set(within(1, 4096));
-        /// Steps of the search. Default 150.
-        steps: u64 = 150, "steps of the search", check within(1, 100_000);
+        /// Steps of the search. Default 100.
+        steps: u64 = 100, "steps of the search", check within(1, 100_000);
         /// How long a vector may get, in lengths of an ordinary word's. Default 12.
         max_length: f64 = 12.0, "longest vector, in lengths of an ordinary word's", check positive;
     }

@@ -127,6 +127,7 @@ impl Source<'_> {
         let source = |table, at| Source { text: self.text, table, at };
         match (value.get_ref(), N::REPEATED) {
             (DeValue::Table(table), false) => to.read(&[source(table, key)]),
+            (DeValue::Boolean(false), false) if to.turn_off() => Ok(()),
             (DeValue::Table(_), true) => {
                 wrong(format!("{one}: there may be several of these; write {several}"))
             }

@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use super::check::join;
 use super::section::{Entry, Section};
-use super::{Config, DatasetConfig, FeatureConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
+use super::{
+    Config, DatasetConfig, FeatureConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig, Switch,
+};
 
 impl Config {
     /// Every key at its default, with comments: a file to start from.
@@ -21,7 +23,7 @@ impl Config {
             describes: vec![class.into()],
             dataset: DatasetConfig { folder: format!("pictures/{name}").into(), ..DatasetConfig::default() },
             lora: vec![LoraRule { select: select.into(), ..LoraRule::default() }],
-            key: Some(KeyConfig::default()),
+            key: Switch::On(KeyConfig::default()),
             silence: Some(SilenceConfig::default()),
             preserve: Some(PreserveConfig::default()),
             ..FeatureConfig::default()

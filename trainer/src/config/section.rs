@@ -57,9 +57,18 @@ pub(crate) struct Key {
     pub decides: bool,
 }
 
-/// A table within a table: always there, there or not (`Option`), or any number of them (`Vec`).
+/// A table within a table: always there, there or not (`Option`), there or turned off (`Switch`), or any number of them
+/// (`Vec`).
 pub(crate) trait Nested {
     const REPEATED: bool;
+    /// Takes `name = false`, where that can be said.
+    fn turn_off(&mut self) -> bool {
+        false
+    }
+    /// Whether that was said.
+    fn is_off(&self) -> bool {
+        false
+    }
     fn schema() -> Vec<Known>;
     fn sections(&self) -> Vec<&dyn Section>;
     fn read(&mut self, tables: &[Source<'_>]) -> Result<(), Problem>;
@@ -106,6 +115,62 @@ impl<S: Section + Default> Nested for Option<S> {
     }
 }
 
+/// A table that may be turned off.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Switch<S> {
+    /// The file does not say: what holds depends on the rest of it.
+    #[default]
+    Unsaid,
+    /// `name = false`.
+    Off,
+    /// The table is there.
+    On(S),
+}
+
+impl<S> Switch<S> {
+    /// What the table says, if it is there.
+    pub fn on(&self) -> Option<&S> {
+        match self {
+            Self::On(section) => Some(section),
+            Self::Unsaid | Self::Off => None,
+        }
+    }
+}
+
+impl<S: Section + Default> Nested for Switch<S> {
+    const REPEATED: bool = false;
+
+    fn turn_off(&mut self) -> bool {
+        *self = Self::Off;
+        true
+    }
+
+    fn is_off(&self) -> bool {
+        matches!(self, Self::Off)
+    }
+
+    fn schema() -> Vec<Known> {
+        S::schema()
+    }
+
+    fn sections(&self) -> Vec<&dyn Section> {
+        self.on().map(|section| section as &dyn Section).into_iter().collect()
+    }
+
+    fn read(&mut self, tables: &[Source<'_>]) -> Result<(), Problem> {
+        let mut section = S::default();
+        tables.iter().try_for_each(|table| table.fill(&mut section))?;
+        *self = Self::On(section);
+        Ok(())
+    }
+
+    fn relocate(&mut self, folder: &Path) {
+        if let Self::On(section) = self {
+            section.relocate(folder);
+        }
+    }
+}
+
 impl<S: Section + Default> Nested for Vec<S> {
     const REPEATED: bool = true;
 
@@ -140,7 +205,7 @@ impl<S: Section + Default> Nested for Vec<S> {
 ///     /// Docs.
 ///     key: Type = default, "what is printed beside the key";
 ///     other: Part => flat;           // a section whose keys stand in this table too
-///     inner: Section => table;       // or Option<Section>, or Vec<Section> = its default
+///     inner: Section => table;       // or Option<Section>, Switch<Section>, or Vec<Section> = its default
 /// }
 /// together check_of_several_values;
 /// ```
@@ -299,5 +364,16 @@ pub(crate) fn of<S, T>(section: &S, f: impl Fn(&S) -> T) -> T {
 }
 
 pub(crate) fn tables<'a, N: Nested>(name: &'static str, tables: &'a N) -> Entry<'a> {
+    if tables.is_off() {
+        let value = Some("false".to_owned());
+        return Entry::Key(Key {
+            name,
+            value,
+            example: None,
+            note: "turned off",
+            fault: None,
+            decides: true,
+        });
+    }
     Entry::Table { name, repeated: N::REPEATED, sections: tables.sections() }
 }

@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::config::section::Known;
-    use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
+    use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig, Switch};
 
     /// Keys that a feature with steps of its own does not depend on.
     const ASIDE: [&str; 16] = [
@@ -157,7 +157,7 @@ mod tests {
             tags: vec!["a".into()],
             output: Some("a.safetensors".into()),
             steps: Some(70),
-            key: Some(KeyConfig { rank: Some(8), ..KeyConfig::default() }),
+            key: Switch::On(KeyConfig { rank: Some(8), ..KeyConfig::default() }),
             silence: Some(SilenceConfig::default()),
             preserve: Some(PreserveConfig::default()),
             lora: vec![LoraRule { lr: Some(1e-3), ..LoraRule::default() }],

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use strata_model::progress::note;
-use strata_model::{Key, LoraWeights, Tag, TextEncoder, keys_of};
+use strata_model::{Key, LoraWeights, Match, Tag, TextEncoder, keys_of};
 
-use crate::features::key::{Ordinary, search, span};
+use crate::config::{FeatureConfig, KeyConfig, Switch};
+use crate::features::key::{Called, Ordinary, search, span};
 use crate::features::silence::{Basis, reads_text};
 use crate::training::plan::{Plan, is_done};
 use crate::training::run::Run;
@@ -22,7 +23,7 @@ pub(crate) fn find_keys(run: &mut Run<'_>, text: &TextEncoder) -> Result<BTreeMa
     let mut bases: BTreeMap<usize, Basis> = BTreeMap::new();
     let mut spans: Vec<(usize, Vec<f32>)> = Vec::new();
     for (i, plan) in run.plans.iter_mut().enumerate() {
-        let Some(config) = &plan.feature.key else { continue };
+        let Some(config) = plan.feature.key.on() else { continue };
         let tags: Vec<&Tag> = plan.tags.iter().collect();
         let captions: Vec<&str> = plan.dataset.pictures().iter().map(|p| p.caption.as_str()).collect();
         let ordinary = Ordinary::collect(text, &plan.silent)?;
@@ -36,7 +37,8 @@ pub(crate) fn find_keys(run: &mut Run<'_>, text: &TextEncoder) -> Result<BTreeMa
                 // runs apart, too, should not come to one key
                 let seed = noise::feature_seed(run.config.seed, &plan.feature.name);
                 let seed = noise::feature_seed(seed, &plan.feature.tags.join(","));
-                let found = search(text, config, &ordinary, &basis, &tags, &captions, seed)?;
+                let called = Called { tags: &tags, class: &plan.feature.class, captions: &captions };
+                let found = search(text, config, &ordinary, &basis, &called, seed)?;
                 note(&found.summary(&plan.feature.name));
                 found.key
             }
@@ -61,12 +63,20 @@ fn of_file(plan: &Plan) -> Result<Option<Key>> {
     Ok(keys_of(&LoraWeights::read(plan.feature.file())?.metadata)?.into_values().next())
 }
 
+/// A feature has a key, unless its config says otherwise, where one can do something: it has a tag, and layers that read the text.
+pub(crate) fn decide_key(feature: &mut FeatureConfig, matches: &[Match]) {
+    let useful = !feature.tags.is_empty() && matches.iter().any(|m| reads_text(&m.layer.path));
+    if feature.key == Switch::Unsaid && useful {
+        feature.key = Switch::On(KeyConfig::default());
+    }
+}
+
 /// Whether a key can do anything for a feature.
 ///
 /// # Errors
 /// None of its layers reads the text.
 pub(crate) fn check_key(plan: &Plan) -> Result<()> {
-    if plan.feature.key.is_none() || plan.matches.iter().any(|m| reads_text(&m.layer.path)) {
+    if plan.feature.key.on().is_none() || plan.matches.iter().any(|m| reads_text(&m.layer.path)) {
         return Ok(());
     }
     Err(Error::Silence(format!(
@@ -79,7 +89,7 @@ pub(crate) fn check_key(plan: &Plan) -> Result<()> {
 /// What a key does not do, and what it takes the place of.
 pub(crate) fn key_notes(plan: &Plan) -> Vec<String> {
     let (name, mut notes) = (&plan.feature.name, Vec::new());
-    if plan.feature.key.is_none() {
+    if plan.feature.key.on().is_none() {
         return notes;
     }
     let all = plan.matches.len();

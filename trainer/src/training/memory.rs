@@ -104,7 +104,7 @@ fn blank(run: &Run<'_>) -> Result<Materials> {
         );
     }
     // silence reads several at once while the VAE is still there
-    let reads = |plan: &Plan| plan.feature.silence.is_some() || plan.feature.key.is_some();
+    let reads = |plan: &Plan| plan.feature.silence.is_some() || plan.feature.key.on().is_some();
     let silent = run.plans.iter().any(|plan| plan.due && reads(plan));
     let shape = read(&text, if silent { PROMPTS_AT_ONCE } else { 1 })?;
     let tags = run.tags();

@@ -11,7 +11,7 @@ use crate::features::preserve::Preservation;
 use crate::features::silence::{default_bank, read_bank};
 use crate::inspection::lint::caption_errors;
 use crate::training::fingerprint::{Makings, fingerprint};
-use crate::training::keys::check_key;
+use crate::training::keys::{check_key, decide_key};
 use crate::{Config, Dataset, Error, Result, Tags, noise};
 
 /// A feature and what its config leads to before anything is run.
@@ -49,12 +49,15 @@ impl Plan {
 
 /// Reads what each feature is made of, and says which features are to be trained.
 pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>) -> Result<Vec<Plan>> {
-    let features = config.features();
+    let mut features = config.features();
     if let Some(only) = only.filter(|only| !features.iter().any(|f| f.name == *only)) {
         let names: Vec<&str> = features.iter().map(|f| f.name.as_str()).collect();
         let has = if config.feature.is_empty() { "none".to_owned() } else { names.join(", ") };
         let message = format!("no feature {only:?}; the config has {has}");
         return Err(Error::Config { file: None, line: None, message });
+    }
+    for feature in &mut features {
+        decide_key(feature, &select(checkpoint, feature)?);
     }
     let tokenizer = Arc::new(checkpoint.tokenizer()?);
     let model = checkpoint.digest()?;
@@ -75,12 +78,12 @@ pub(crate) fn plan(config: &Config, checkpoint: &Checkpoint, only: Option<&str>)
         };
         let silent = silent_prompts(feature, &tags, dataset, &others)?;
         // a key keeps off the others, which are found from their captions
-        let keyed = |(j, other): &(usize, &FeatureConfig)| *j != i && other.key.is_some();
-        let keyed = features.iter().enumerate().filter(keyed).filter(|_| feature.key.is_some());
+        let keyed = |(j, other): &(usize, &FeatureConfig)| *j != i && other.key.on().is_some();
+        let keyed = features.iter().enumerate().filter(keyed).filter(|_| feature.key.on().is_some());
         let (mut captions, mut searches) = (Vec::new(), Vec::new());
         for (j, other) in keyed {
             captions.extend(datasets[j].pictures().iter().map(|picture| &picture.caption));
-            searches.push(format!("{} {:?} {:?}", other.name, other.tags, other.key));
+            searches.push(format!("{} {:?} {:?} {:?}", other.name, other.tags, other.class, other.key.on()));
         }
         let prompts: Vec<&String> =
             preservation.all().chain(&silent).chain(captions).chain(&searches).collect();
@@ -144,7 +147,7 @@ fn silent_prompts(
     dataset: &Dataset,
     others: &[&FeatureConfig],
 ) -> Result<Vec<String>> {
-    if feature.silence.is_none() && feature.key.is_none() {
+    if feature.silence.is_none() && feature.key.on().is_none() {
         return Ok(Vec::new());
     }
     let bank = feature.silence.as_ref().and_then(SilenceConfig::bank_file);

@@ -270,7 +270,7 @@ fn is_over(run: &Run<'_>, save: &Save) -> bool {
 
 /// Keys do not have to be looked for again.
 fn take_over_keys(run: &mut Run<'_>, save: &Save) {
-    for plan in run.plans.iter_mut().filter(|plan| plan.feature.key.is_some()) {
+    for plan in run.plans.iter_mut().filter(|plan| plan.feature.key.on().is_some()) {
         if save.state.keyed.get(&plan.feature.name) == Some(&plan.fingerprint) {
             plan.key = plan.tags.iter().find_map(|tag| save.keys.get(tag.text())).cloned();
         }
@@ -311,7 +311,7 @@ impl Run<'_> {
 
     /// A save's state, of these pupils and this log.
     pub fn state(&self, log: LogEnd, pupils: Vec<PupilState>) -> State {
-        let keyed = self.plans.iter().filter(|plan| plan.feature.key.is_some());
+        let keyed = self.plans.iter().filter(|plan| plan.feature.key.on().is_some());
         let keyed = keyed.map(|plan| (plan.feature.name.clone(), plan.fingerprint.clone())).collect();
         State { maker: self.maker(), keyed, log, pupils }
     }

@@ -24,13 +24,8 @@ a portrait of a woman, long black hair, blue dress, beach background, smiling
 pub const FEATURES: &str = "features";
 pub const PLAIN: &str = "plain";
 
-/// Layers that learn a feature: the two share none.
-fn select(feature: Unseen) -> &'static str {
-    match feature {
-        Unseen::HairStyleA => "up_blocks & cross-attn",
-        Unseen::ClothingStyleB => "up_blocks & self-attn",
-    }
-}
+/// Layers that learn a feature: all that read the text.
+const SELECT: &str = "**.attn2.to_k, **.attn2.to_v";
 
 /// What a feature is a special case of.
 pub fn class(feature: Unseen) -> &'static str {
@@ -61,16 +56,18 @@ pub fn write(folder: &Path, steps: u64) -> Result<()> {
 
 /// A config of both features: staged, or as ordinary LoRAs.
 fn config(name: &str, steps: u64) -> String {
-    let (comment, with_frozen) = match name {
-        FEATURES => ("One after the other; the second learns beside the first, which is frozen.", true),
-        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false),
+    let (comment, with_frozen, key) = match name {
+        FEATURES => {
+            let comment = "One after the other; the second learns beside the first, which is frozen. Each tag has a key.";
+            (comment, true, "\n[feature.key]\n")
+        }
+        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false, ""),
     };
     let mut text = format!(
         "# {comment}\nmodel = \"model\"\noutput = \"{name}.safetensors\"\norder = \"staged\"\nseed = 1\n"
     );
     for feature in Unseen::ALL {
         let (tag, class, describes) = (feature.tag(), class(feature), describes(feature));
-        let select = select(feature);
         text += &format!(
             "
 [[feature]]
@@ -79,13 +76,13 @@ tags = [\"{tag}\"]
 class = \"{class}\"
 describes = [{describes}]
 with_frozen = {with_frozen}
-
+{key}
 [feature.dataset]
 folder = \"{tag}\"
 resolution = 64
 
 [[feature.lora]]
-select = \"{select}\"
+select = \"{SELECT}\"
 rank = 8
 alpha = 8.0
 "

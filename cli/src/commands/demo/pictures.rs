@@ -1,4 +1,4 @@
-//! The demo's pictures: the same prompts and seeds, without a tag, with each and with both, drawn in three ways.
+//! The demo's pictures: the same prompts and seeds, without a tag, with each and with both, drawn in four ways.
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +7,7 @@ use image::{RgbImage, imageops};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::bar;
 use strata_model::{
-    Checkpoint, Feature, GateMode, LoraSet, LoraWeights, Pipeline, Sampling, Scene, Tag, Together, Wording,
-    png,
+    Checkpoint, Feature, GateMode, LoraSet, LoraWeights, Sampling, Scene, Tag, Wording, keys_of, png,
 };
 use strata_trainer::{Alignment, Sheet};
 
@@ -32,26 +31,29 @@ const GUIDANCE: f32 = 4.0;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
     Base,
-    Gated,
     Plain,
+    Always,
+    Gated,
 }
 
 impl Way {
-    pub const ALL: [Self; 3] = [Self::Base, Self::Gated, Self::Plain];
+    pub const ALL: [Self; 4] = [Self::Base, Self::Plain, Self::Always, Self::Gated];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Base => "base model",
-            Self::Gated => "Strata, by tag",
             Self::Plain => "ordinary LoRA",
+            Self::Always => "Strata, always on",
+            Self::Gated => "Strata, by tag",
         }
     }
 
     fn slug(self) -> &'static str {
         match self {
             Self::Base => "base",
-            Self::Gated => "gated",
             Self::Plain => "plain",
+            Self::Always => "always",
+            Self::Gated => "gated",
         }
     }
 }
@@ -74,6 +76,7 @@ pub fn title(tags: Tags) -> &'static str {
 pub struct Series {
     pub way: Way,
     pub tags: Tags,
+    pub prompts: Vec<String>,
     pub pictures: Vec<RgbImage>,
     latents: Vec<u32>,
 }
@@ -105,10 +108,14 @@ impl Album {
     /// Draws `count` prompts in every way.
     pub fn draw(gpu: &Gpu, folder: &Path, count: usize, steps: usize) -> Result<Self> {
         let mut pipeline = open(gpu, &Checkpoint::open(&folder.join("model"))?, DType::F32)?;
+        let mut all = Vec::new();
         for (config, feature) in [FEATURES, PLAIN].into_iter().flat_map(|c| Unseen::ALL.map(|f| (c, f))) {
             let path = lora(folder, config, feature);
-            let set = LoraSet::from_weights(gpu, DType::F32, &LoraWeights::read(&path)?, &pipeline.unet)?;
+            let file = LoraWeights::read(&path)?;
+            let set = LoraSet::from_weights(gpu, DType::F32, &file, &pipeline.unet)?;
             pipeline.unet.attach(&set).with_context(|| path.display().to_string())?;
+            let keys = keys_of(&file.metadata)?;
+            all.push((config, Tag::all(pipeline.text.tokenizer(), &[feature.tag().to_owned()], &keys)?));
         }
         let plan: Vec<(Way, Tags, usize)> = Way::ALL
             .into_iter()
@@ -118,27 +125,27 @@ impl Album {
             })
             .collect();
         let progress = bar((plan.len() * steps) as u64, "steps");
-        let sampling =
-            Sampling { steps, guidance: GUIDANCE, together: Together::Place, ..Sampling::default() };
+        let sampling = Sampling { steps, guidance: GUIDANCE, ..Sampling::default() };
         let size = [pipeline.unet.config().sample_size; 2];
         let mut series = Vec::new();
         for (way, tags, count) in plan {
             let prompts = prompts(count, tags);
-            let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
-            let features = features(&pipeline, way)?;
-            let wording = Wording::read(pipeline.text.tokenizer(), &prompts, &vec![""; count], &features)?;
+            let said: Vec<&str> = prompts.iter().map(String::as_str).collect();
+            let features: Vec<Feature> =
+                all.iter().map(|(config, tags)| feature(config, tags, way)).collect();
+            let wording = Wording::read(pipeline.text.tokenizer(), &said, &vec![""; count], &features)?;
             let scene = Scene::new(&pipeline, &wording, &features, &sampling, DType::F32, size, 0)?;
             let seeds: Vec<u64> = (0..count as u64).collect();
             let latents = scene.draw(&pipeline, &seeds, None, || progress.inc(1))?;
             let pictures = pipeline.decode(&latents)?;
             let latents = latents.to_f32()?.into_iter().map(f32::to_bits).collect();
-            series.push(Series { way, tags, pictures, latents });
+            series.push(Series { way, tags, prompts, pictures, latents });
         }
         progress.finish_and_clear();
         Ok(Self { series })
     }
 
-    fn of(&self, way: Way, tags: Tags) -> Option<&Series> {
+    pub fn of(&self, way: Way, tags: Tags) -> Option<&Series> {
         self.series.iter().find(|series| series.way == way && series.tags == tags)
     }
 
@@ -165,7 +172,7 @@ impl Album {
         const GAP: u32 = 4;
         const BETWEEN: u32 = 16;
         const TOP: u32 = 36;
-        let (left, side) = (16 * Sheet::LETTER, SIZE * ZOOM);
+        let (left, side) = (18 * Sheet::LETTER, SIZE * ZOOM);
         let group = SHOWN as u32 * (side + GAP) + BETWEEN;
         let (columns, rows) = (TAGS.len() as u32, Way::ALL.len() as u32);
         let mut sheet = Sheet::new(left + columns * group - BETWEEN, TOP + rows * (side + GAP));
@@ -187,20 +194,21 @@ impl Album {
     }
 }
 
-/// How the four LoRA sets are on: Strata's two by their tags, the ordinary two in everything, or none.
-fn features(pipeline: &Pipeline, way: Way) -> Result<Vec<Feature>> {
-    let mut features = Vec::new();
-    for (set, feature) in [Way::Gated, Way::Plain].into_iter().flat_map(|set| Unseen::ALL.map(|f| (set, f))) {
-        let gated = set == Way::Gated;
-        features.push(Feature {
-            tags: if gated { vec![Tag::new(pipeline.text.tokenizer(), feature.tag())?] } else { vec![] },
-            mode: if gated { GateMode::Prompt } else { GateMode::Always },
-            weight: if set == way { 1.0 } else { 0.0 },
-            region: None,
-            uncond: false,
-        });
+/// How a LoRA set is on: Strata's two by their tags or always, the ordinary two always, or none. A tag that is not listened to
+/// has no key either.
+fn feature(config: &str, tags: &[Tag], way: Way) -> Feature {
+    let (mode, on) = match way {
+        Way::Base => (GateMode::Always, false),
+        Way::Plain => (GateMode::Always, config == PLAIN),
+        Way::Always => (GateMode::Always, config == FEATURES),
+        Way::Gated => (GateMode::Prompt, config == FEATURES),
+    };
+    match on {
+        true => Feature { tags: tags.to_vec(), mode, weight: 1.0, region: None, uncond: false },
+        false => {
+            Feature { tags: Vec::new(), mode: GateMode::Always, weight: 0.0, region: None, uncond: false }
+        }
     }
-    Ok(features)
 }
 
 #[cfg(test)]

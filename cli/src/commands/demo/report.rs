@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::files::put;
 use super::pictures::{Album, TAGS, Way, title};
+use super::rest::{distance, obeyed};
 use super::unseen::Unseen;
 
 /// All numbers of a demo.
@@ -41,6 +42,10 @@ pub struct Score {
     pub pictures: usize,
     /// By feature.
     pub scores: BTreeMap<&'static str, f64>,
+    /// Of what the prompts ask for beside the features, the share that is there.
+    pub obeyed: f64,
+    /// Mean distance from the base model's picture without tags, where none of the features is; values in −1 to 1.
+    pub distance: f64,
 }
 
 /// How far the model's predictions move without the tag, as a share of how far they move with it.
@@ -102,7 +107,16 @@ impl Report {
             let of = |feature: Unseen| {
                 (feature.tag(), mean(series.pictures.iter().map(|picture| feature.score(picture))))
             };
+            let base = album.of(Way::Base, &[]).into_iter().flat_map(|base| &base.pictures);
+            let distances = base.zip(&series.pictures).map(|(base, own)| distance(base, own, series.tags));
+            let said = series.pictures.iter().zip(&series.prompts);
+            let [shown, asked] = said.fold([0, 0], |[shown, asked], (picture, prompt)| {
+                let [s, a] = obeyed(picture, prompt, series.tags);
+                [shown + s, asked + a]
+            });
             Score {
+                obeyed: shown as f64 / asked.max(1) as f64,
+                distance: mean(distances.collect::<Vec<_>>().into_iter()),
                 way: series.way.name(),
                 tags: series.tags.iter().map(|feature| feature.tag()).collect(),
                 pictures: series.pictures.len(),
@@ -123,28 +137,38 @@ impl Report {
         })
     }
 
-    /// Scores by way (rows) and tags (columns): how much of A and of B the pictures show.
-    fn table(&self) -> Vec<(&'static str, Vec<String>)> {
-        let row = |way: Way| {
-            let of_way = self.scores.iter().filter(|score| score.way == way.name());
-            let cell = |score: &Score| {
-                Unseen::ALL.map(|feature| format!("{:.3}", score.scores[feature.tag()])).join(" ")
-            };
-            (way.name(), of_way.map(cell).collect())
-        };
-        Way::ALL.map(row).into()
+    /// By way (rows) and tags (columns).
+    fn table(&self, cell: impl Fn(&Score) -> String) -> Vec<(&'static str, Vec<String>)> {
+        let of = |way: Way| self.scores.iter().filter(move |score| score.way == way.name());
+        Way::ALL.map(|way| (way.name(), of(way).map(&cell).collect())).into()
+    }
+
+    /// How much of A and of B the pictures show.
+    fn shown(&self) -> Vec<(&'static str, Vec<String>)> {
+        self.table(|score| Unseen::ALL.map(|feature| format!("{:.3}", score.scores[feature.tag()])).join(" "))
+    }
+
+    /// What becomes of the rest.
+    fn rest(&self) -> Vec<(&'static str, Vec<String>)> {
+        self.table(|score| format!("{:.0} % {:.3}", 100.0 * score.obeyed, score.distance))
     }
 
     pub fn to_text(&self) -> String {
-        let mut text = format!("\n{:<18}", "how much of A, B");
-        TAGS.iter().for_each(|tags| text += &format!("{:<18}", title(tags)));
-        for (way, cells) in self.table() {
-            text += &format!("\n{way:<18}");
-            cells.iter().for_each(|cell| text += &format!("{cell:<18}"));
+        let mut text = String::new();
+        for (what, rows) in [("how much of A, B", self.shown()), ("of the rest", self.rest())] {
+            text += &format!("\n{what:<18}");
+            TAGS.iter().for_each(|tags| text += &format!("{:<18}", title(tags)));
+            for (way, cells) in rows {
+                text += &format!("\n{way:<18}");
+                cells.iter().for_each(|cell| text += &format!("{cell:<18}"));
+            }
+            text += "\n";
         }
         let [a, b] = Unseen::ALL.map(|feature| self.training_scores[feature.tag()]);
         text += &format!(
-            "\n\nA = {}, B = {}; pictures that they were learned from: A {a:.3}, B {b:.3}\n\
+            "\nA = {}, B = {}; pictures that they were learned from: A {a:.3}, B {b:.3}\n\
+             of the rest: how much of the background and colours asked for is there, and how far the picture is from the base \
+             model's\nwithout tags where the features are not (values in -1 to 1)\n\
              without a tag, {} of {} pictures by Strata are the base model's, bit for bit\n\n",
             Unseen::HairStyleA.tag(),
             Unseen::ClothingStyleB.tag(),
@@ -183,7 +207,8 @@ impl Report {
         let learned = Unseen::ALL.map(|f| format!("{} ({})", three(self.training_scores[f.tag()]), f.tag()));
         let page = environment.get_template("report.html")?.render(context! {
             columns => TAGS.map(title),
-            rows => self.table(),
+            shown => self.shown(),
+            rest => self.rest(),
             learned => learned.join(" and "),
             bit_equal => self.bit_equal,
             without_tag => self.without_tag,

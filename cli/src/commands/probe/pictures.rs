@@ -4,7 +4,7 @@ use anyhow::Result;
 use image::RgbImage;
 use strata_engine::DType;
 use strata_model::{Feature, GateMode, Pipeline, Sampling, Scene, Wording};
-use strata_trainer::probe::{Grid, GridRow, GroupKind, Script};
+use strata_trainer::probe::{Grid, GridRow, GroupKind, Kept, Script, Trio, gate_name};
 
 /// What is drawn with, and how.
 pub struct Drawing<'a> {
@@ -19,8 +19,10 @@ pub struct Drawing<'a> {
     pub size: [usize; 2],
 }
 
-/// Pictures of a pair of prompts.
-pub const PER_PAIR: usize = 2 * COLUMNS.len();
+/// Pictures of a pair of prompts: with each column, and the base model's of other noise.
+pub const PER_PAIR: usize = 2 * COLUMNS.len() + 1;
+/// Added to a seed for other noise.
+const OTHER: u64 = 1 << 32;
 
 /// What stands above a column, whether the LoRA is there, and when it is on.
 const COLUMNS: [(&str, bool, GateMode); 3] = [
@@ -30,20 +32,31 @@ const COLUMNS: [(&str, bool, GateMode); 3] = [
 ];
 
 impl Drawing<'_> {
-    /// The grid of a feature. `tick` is called after each step.
-    pub fn grid(&self, feature: usize, tick: &mut dyn FnMut()) -> Result<Grid> {
-        let mut rows = Vec::new();
+    /// The grid of a feature, and what its pictures keep. `tick` is called after each step.
+    pub fn grid(&self, feature: usize, tick: &mut dyn FnMut()) -> Result<(Grid, Vec<Kept>)> {
+        let (mut rows, mut trios) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
         for (pair, prompts) in self.pairs(feature).into_iter().enumerate() {
-            for prompt in prompts {
-                let seed = self.seed.wrapping_add(pair as u64);
-                let draw = |(_, there, mode)| {
-                    self.picture(&prompt, seed, &self.features(feature, there, mode), tick)
-                };
-                let pictures = COLUMNS.into_iter().map(draw).collect::<Result<_>>()?;
-                rows.push(GridRow { prompt, pictures });
+            let seed = self.seed.wrapping_add(pair as u64);
+            let draw = |prompt: &str, seed: u64, (_, there, mode), tick: &mut dyn FnMut()| {
+                self.picture(prompt, seed, &self.features(feature, there, mode), tick)
+            };
+            let row = |prompt: &String, tick: &mut dyn FnMut()| -> Result<Vec<RgbImage>> {
+                COLUMNS.into_iter().map(|column| draw(prompt, seed, column, tick)).collect()
+            };
+            let [with, without] = [row(&prompts[0], tick)?, row(&prompts[1], tick)?];
+            let other = draw(&prompts[1], seed.wrapping_add(OTHER), COLUMNS[0], tick)?;
+            for (trios, tagged) in trios.iter_mut().zip(&with) {
+                let (base, tagged, other) = (without[0].clone(), tagged.clone(), other.clone());
+                trios.push(Trio { base, tagged, other });
             }
+            let pictures = [with, without];
+            rows.extend(
+                prompts.into_iter().zip(pictures).map(|(prompt, pictures)| GridRow { prompt, pictures }),
+            );
         }
-        Ok(Grid { columns: COLUMNS.map(|(name, ..)| name.to_owned()).into(), rows })
+        let columns = COLUMNS.iter().zip(&trios).filter(|((_, there, _), _)| *there);
+        let kept = columns.filter_map(|((.., mode), trios)| Kept::new(gate_name(*mode), trios)).collect();
+        Ok((Grid { columns: COLUMNS.map(|(name, ..)| name.to_owned()).into(), rows }, kept))
     }
 
     /// Prompts with the tag, each beside one without: of the class where there is one, else an ordinary one.

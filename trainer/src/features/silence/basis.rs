@@ -118,7 +118,8 @@ impl Basis {
     pub fn off(&self, directions: &[f32]) -> Result<Self> {
         let rows = self.widened(directions).ok_or_else(|| {
             Error::Silence(format!(
-                "the {} directions of ordinary text and the keys of other features leave none of {} channels; lower key.rank",
+                "the {} directions of ordinary text and the keys of other features leave none of {} channels; lower key.rank, or do without by \
+                 key = false",
                 self.rank(),
                 self.channels
             ))

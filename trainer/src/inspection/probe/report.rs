@@ -8,7 +8,7 @@ use strata_engine::DType;
 use strata_model::write_atomic;
 
 use super::table::{self, short, tables};
-use super::{Matrix, Probe, heat};
+use super::{Kept, Matrix, Probe, heat};
 use crate::inspection::sheet::Sheet;
 use crate::{Error, Result};
 
@@ -94,6 +94,8 @@ pub struct FeatureReport {
     pub gates: Vec<Matrix>,
     /// Each block alone; empty where that was not asked for.
     pub blocks: Vec<Block>,
+    /// What pictures with its tag keep, for some ways of gating; empty where none were drawn.
+    pub kept: Vec<Kept>,
     /// What it looks like.
     #[serde(skip)]
     pub pictures: Option<Grid>,

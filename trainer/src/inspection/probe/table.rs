@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{FeatureReport, Report};
-use super::{Cell, Group, GroupKind, Matrix, Row};
+use super::{Cell, Group, GroupKind, Kept, Matrix, Row};
 
 /// Characters of the first column and of all others in text; eight of them are 96 wide.
 const LABEL: usize = 24;
@@ -80,10 +80,27 @@ pub(super) fn tables(feature: &FeatureReport, bands: &[[usize; 2]]) -> Vec<Table
         tables.push(by_band("drift", title("drift by timestep"), first, bands, |c| drift(c.drift, most)));
         tables.push(by_band("leak", title("leak by timestep"), first, bands, |cell| leak(cell.leak)));
     }
+    if !feature.kept.is_empty() {
+        tables.push(by_kept(feature));
+    }
     if !feature.blocks.is_empty() {
         tables.push(by_block(feature));
     }
     tables
+}
+
+fn by_kept(feature: &FeatureReport) -> Table {
+    let plain = |value: f64| Shown { text: format!("{value:.3}"), heat: None };
+    let row = |kept: &Kept| {
+        let share = Shown { text: format!("{:.3}", kept.kept), heat: Some(1.0 - kept.kept.clamp(0.0, 1.0)) };
+        (kept.gate.to_owned(), vec![share, plain(kept.distance), plain(kept.other)])
+    };
+    Table {
+        slug: "kept",
+        title: "what a tagged picture keeps, by gate".into(),
+        columns: ["kept", "distance", "other"].map(str::to_owned).into(),
+        rows: feature.kept.iter().map(row).collect(),
+    }
 }
 
 fn by_gate(gates: &[Matrix]) -> Table {
