@@ -20,7 +20,9 @@ use strata_engine::{DType, Gpu};
 use crate::config::{ClipConfig, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 use crate::unet::{layers_of, unet_tensors};
 use crate::weights::Weights;
-use crate::{Clip, ClipTokenizer, Error, LayerInfo, NoiseSchedule, Result, TextEncoder, Unet, Vae};
+use crate::{
+    Clip, ClipTokenizer, Embedding, Error, LayerInfo, NoiseSchedule, Result, Tag, TextEncoder, Unet, Vae,
+};
 use source::{Place, Source};
 use vae::OtherVae;
 
@@ -101,6 +103,7 @@ pub struct Checkpoint {
     prediction: Option<PredictionType>,
     family: Family,
     unet: UnetConfig,
+    embeddings: Vec<Embedding>,
 }
 
 /// Refuses the name of a model where there is nothing of that name.
@@ -150,7 +153,50 @@ impl Checkpoint {
         let vae = options.vae.as_deref().map(OtherVae::open).transpose()?;
         let prediction = options.prediction;
         let (family, unet) = source.unet(prediction)?;
-        Ok(Self { source, vae, prediction, family, unet })
+        Ok(Self { source, vae, prediction, family, unet, embeddings: Vec::new() })
+    }
+
+    /// Gives words vectors, which then stand for them in every prompt and caption that is read with this model.
+    ///
+    /// # Errors
+    /// Vectors are not as wide as the model's, or are more than a chunk of a prompt holds; a word has two embeddings, or is none
+    /// that could be found in a text ([`Tag::new`]); or the text encoder's configuration or the tokenizer cannot be read.
+    pub fn add_embeddings(&mut self, embeddings: impl IntoIterator<Item = Embedding>) -> Result<()> {
+        let mut embeddings = embeddings.into_iter().peekable();
+        if embeddings.peek().is_none() {
+            return Ok(());
+        }
+        let (width, mut tokenizer) = (self.text_config()?.hidden_size, self.tokenizer()?);
+        for embedding in embeddings {
+            let (word, count, channels) = (&embedding.word, embedding.key.count(), embedding.key.channels());
+            let refuse = |message: String| Err(Error::Lora(format!("the embedding {word:?}{message}")));
+            if channels != width {
+                return refuse(format!(
+                    "'s vectors have {channels} channels, the word vectors of {} {width}; it was made for another kind of Stable \
+                     Diffusion (1.x has 768 channels, 2.x 1024)",
+                    self.path().display()
+                ));
+            }
+            let most = tokenizer.max_length() - 2;
+            if count > most {
+                return refuse(format!(
+                    " has {count} vectors, but {most} is the most that a prompt has room for"
+                ));
+            }
+            let tag = Tag::new(&tokenizer, word)?.with_key(Arc::new(embedding.key.clone()));
+            match tokenizer.words().iter().find(|known| known.reads_as(&tag)) {
+                Some(known) if known.key() == tag.key() => continue,
+                Some(_) => {
+                    return refuse(
+                        " is there twice, with other vectors; give one of them a word of its own, FILE=WORD"
+                            .into(),
+                    );
+                }
+                None => tokenizer.add_words([tag]),
+            }
+            self.embeddings.push(embedding);
+        }
+        Ok(())
     }
 
     /// Where it lies.
@@ -202,12 +248,18 @@ impl Checkpoint {
         Vae::load(gpu, &config, weights, dtype)
     }
 
-    /// The tokenizer.
+    /// The tokenizer, with the words that were given vectors.
     ///
     /// # Errors
     /// It is missing, damaged or of another kind.
     pub fn tokenizer(&self) -> Result<ClipTokenizer> {
-        self.source.tokenizer()
+        let mut tokenizer = self.source.tokenizer()?;
+        let word = |Embedding { word, key, .. }: &Embedding| {
+            Ok(Tag::new(&tokenizer, word)?.with_key(Arc::new(key.clone())))
+        };
+        let words = self.embeddings.iter().map(word).collect::<Result<Vec<_>>>()?;
+        tokenizer.add_words(words);
+        Ok(tokenizer)
     }
 
     /// Tokenizer and text encoder.
@@ -360,6 +412,10 @@ impl Checkpoint {
         }
         if let Some(prediction) = self.prediction {
             hash.update(format!("{prediction:?}"));
+        }
+        for Embedding { word, key, .. } in &self.embeddings {
+            hash.update(format!("embedding {word:?} {}", key.channels()));
+            key.vectors().iter().for_each(|v| hash.update(v.to_le_bytes()));
         }
         Ok(hash.finalize().into())
     }

@@ -5,7 +5,7 @@ mod resize;
 mod set;
 mod weights;
 
-pub use hash::lora_hash;
+pub use hash::{embedding_hash, lora_hash};
 pub use resize::Target;
 pub use set::{LoraEntry, LoraSet};
 pub use weights::{LoraModule, LoraWeights, Part};

@@ -5,7 +5,8 @@
 //! `(hat_(a):1.2)` is `hat_(a)` × 1.2. What a weight does: a feature's tag passes it on to the feature's gate; of all
 //! other text the token states are multiplied, and then the chunk as a whole so that its mean is what it was.
 //!
-//! A tag with a [`Key`] takes as many tokens as the key has vectors, which stand in their place whatever their ids are.
+//! A tag with a [`Key`] takes as many tokens as the key has vectors, which stand in their place whatever their ids are. So does a word
+//! that the tokenizer was given vectors for ([`ClipTokenizer::words`]), which switches nothing on: its weight is that of text.
 //!
 //! CLIP takes 75 tokens at a time. Longer prompts are cut into chunks, each with a BOS and an EOS of its own, whose
 //! states come one after the other. No cut goes through a tag.
@@ -76,7 +77,13 @@ impl Prompt {
         reading: Reading,
     ) -> Result<Self> {
         let (mut ids, mut weights, mut mentions, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let only = || tags.iter().map(|(_, tag)| *tag);
+        // words count after the tags
+        let only = || tags.iter().map(|(_, tag)| *tag).chain(tokenizer.words());
+        let key = |i: usize| match i.checked_sub(tags.len()) {
+            None => tags[i].1.key(),
+            Some(word) => tokenizer.words()[word].key(),
+        };
+        let mut whole: Vec<Range<usize>> = Vec::new();
         let plain = find(tokenizer, text, only())?;
         let spans = match reading {
             Reading::Literal => vec![Span::literal(text)],
@@ -94,36 +101,39 @@ impl Prompt {
             let tokens = tokens(tokenizer, &span.text, here.iter().map(|found| &found.bytes))?;
             let places: Vec<Range<usize>> = here.iter().map(|found| within(&tokens, &found.bytes)).collect();
             let keyed = here.iter().zip(&places);
-            let keyed = keyed.filter_map(|(found, place)| Some((place.clone(), tags[found.tag].1.key()?)));
+            let keyed = keyed.filter_map(|(found, place)| Some((place.clone(), key(found.tag)?)));
             let moved = swap_keys(&tokens, keyed, &mut ids, &mut keys);
             let weight = span.weight as f32;
             weights.resize(ids.len(), weight);
             for (Found { tag, bytes }, place) in here.into_iter().zip(places) {
                 let (tokens, bytes) = (moved[place.start]..moved[place.end], span.bytes(&bytes));
+                whole.push(tokens.clone());
+                let Some((feature, own)) = tags.get(tag) else { continue };
                 weights[tokens.clone()].fill(1.0);
                 let own_brackets = reading == Reading::Weighted
                     && plain.contains(&Found { tag, bytes: bytes.clone() })
                     && text[bytes.clone()].contains(['(', ')', '[', ']']);
-                let (feature, tag) = (tags[tag].0, tags[tag].1.text().to_string());
+                let (feature, tag) = (*feature, own.text().to_string());
                 mentions.push(Mention { feature, tag, bytes, tokens, chunk_end: 0, weight, own_brackets });
             }
         }
         mentions.sort_by_key(|mention| mention.tokens.start);
-        Self::in_chunks(tokenizer, &ids, &weights, &mentions, &keys)
+        Self::in_chunks(tokenizer, &ids, &weights, &mentions, &whole, &keys)
     }
 
-    /// Cuts ids without BOS and EOS, with their weights and tags, into chunks.
+    /// Cuts ids without BOS and EOS, with their weights and tags, into chunks, and none of `whole` in two.
     fn in_chunks(
         tokenizer: &ClipTokenizer,
         ids: &[u32],
         weights: &[f32],
         mentions: &[Mention],
+        whole: &[Range<usize>],
         keys: &[(usize, Arc<Key>)],
     ) -> Result<Self> {
         let chunk = tokenizer.max_length();
         let mut prompt =
             Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new(), keys: Vec::new() };
-        for part in cut(ids.len(), chunk - 2, mentions)? {
+        for part in cut(ids.len(), chunk - 2, whole)? {
             let first = prompt.ids.len() + 1;
             prompt.ids.extend(tokenizer.wrap(&ids[part.clone()]));
             prompt.weights.resize(prompt.ids.len(), 1.0);
@@ -210,15 +220,15 @@ fn swap_keys<'a>(
     moved
 }
 
-/// Parts of at most `most` out of `count` tokens, cut before a tag rather than through it. At least one part.
-fn cut(count: usize, most: usize, mentions: &[Mention]) -> Result<Vec<Range<usize>>> {
+/// Parts of at most `most` out of `count` tokens, cut before one of `whole` rather than through it. At least one part.
+fn cut(count: usize, most: usize, whole: &[Range<usize>]) -> Result<Vec<Range<usize>>> {
     let mut parts = Vec::new();
     let mut start = 0;
     loop {
         let mut end = count.min(start + most);
         let torn = |end: usize| {
-            let torn = mentions.iter().find(|m| end < count && m.tokens.start < end && end < m.tokens.end);
-            torn.map(|mention| mention.tokens.start)
+            let torn = whole.iter().find(|own| end < count && own.start < end && end < own.end);
+            torn.map(|own| own.start)
         };
         while let Some(before) = torn(end) {
             end = before;
@@ -243,12 +253,8 @@ mod tests {
     #[test]
     fn cuts_are_before_tags() {
         let cut = |count: usize, tags: &[(usize, usize)]| {
-            let mention = |(start, end): &(usize, usize)| {
-                let tokens = *start..*end;
-                let (tag, bytes) = ("t".into(), 0..0);
-                Mention { feature: 0, tag, bytes, tokens, chunk_end: 0, weight: 1.0, own_brackets: false }
-            };
-            let parts = cut(count, 75, &tags.iter().map(mention).collect::<Vec<_>>())?;
+            let whole = |(start, end): &(usize, usize)| *start..*end;
+            let parts = cut(count, 75, &tags.iter().map(whole).collect::<Vec<_>>())?;
             Ok::<_, Error>(parts.into_iter().map(|part| part.end).collect::<Vec<_>>())
         };
         type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);

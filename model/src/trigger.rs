@@ -120,6 +120,11 @@ impl Tag {
         &self.text
     }
 
+    /// Whether another tag is found wherever this one is.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        self.folded == other.folded
+    }
+
     /// Its token ids, without a key.
     pub fn ids(&self) -> &[u32] {
         &self.ids

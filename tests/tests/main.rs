@@ -5,6 +5,7 @@ mod cli;
 mod dataset;
 mod demo;
 mod drawing;
+mod embeddings;
 mod engine;
 mod features;
 mod files;

@@ -1,5 +1,6 @@
 //! `strata generate`
 
+mod embedding;
 mod lora;
 mod parameters;
 mod remarks;
@@ -15,6 +16,7 @@ use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, waiting};
 use strata_model::{Checkpoint, LoraSet, Pipeline, Scene, Wording, png_with_text, write_atomic};
 
+use embedding::EmbeddingArg;
 use remarks::remarks;
 use sampling::SamplingArgs;
 
@@ -50,6 +52,8 @@ Examples:
   strata generate sd15 --prompt 'portrait, hair_style_a, coat_b' --lora hair.safetensors,tag=hair_style_a \\
       --lora coat.safetensors,tag=coat_b --together place
   strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
+  strata generate sd15 --prompt 'a photo of a <cat-toy>' --negative easynegative --embedding learned_embeds.safetensors \\
+      --embedding easynegative.safetensors
   strata generate sd15 --prompt 'an oil painting of a cat' --init photo.jpg --strength 0.6
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
@@ -64,6 +68,10 @@ pub struct Generate {
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
+    /// An embedding (textual inversion), whose vectors stand for its word in the prompts; may be given several times [default word:
+    /// the one that the file names, else the file's name]
+    #[arg(long, value_name = "FILE[=WORD]", value_parser = EmbeddingArg::parse)]
+    embedding: Vec<EmbeddingArg>,
     /// Leave unused what of a LoRA file cannot be applied, such as its modules of a second text encoder, and say so
     #[arg(long)]
     allow_unused: bool,
@@ -111,7 +119,7 @@ impl Generate {
             u64::MAX,
             self.count
         );
-        let checkpoint = self.model.open()?;
+        let mut checkpoint = self.model.open()?;
         let layers = checkpoint.text_layers()?;
         ensure!(
             usize::from(self.clip_skip) <= layers,
@@ -123,6 +131,9 @@ impl Generate {
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
         let loras =
             self.lora.iter().map(|lora| lora.open(self.allow_unused, true)).collect::<Result<Vec<_>>>()?;
+        let embeddings = self.embedding.iter().map(EmbeddingArg::open).collect::<Result<Vec<_>>>()?;
+        let bundled = loras.iter().flat_map(|lora| lora.file.embeddings.values().cloned());
+        checkpoint.add_embeddings(embeddings.iter().cloned().chain(bundled))?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => supported(dtype, &gpu)?,
@@ -154,6 +165,8 @@ impl Generate {
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
+        let words = embedding::notes(pipeline.text.tokenizer(), &self.prompt, &self.negative)?;
+        words.iter().for_each(|text| note(text));
         let progress = bar(calls * u64::from(self.count), "steps");
         let skip = usize::from(self.clip_skip - 1);
         let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
@@ -163,7 +176,7 @@ impl Generate {
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
                 let [width, height] = [picture.width(), picture.height()];
-                let parameters = self.parameters(&loras, sigmas, [width, height], seed)?;
+                let parameters = self.parameters(&loras, &embeddings, sigmas, [width, height], seed)?;
                 write_png(&path, &picture, &parameters)?;
                 progress.suspend(|| writeln!(out, "wrote {} (seed {seed})", path.display()))?;
             }

@@ -295,7 +295,12 @@ impl LoraSet {
             };
             ((Part::Unet, entry.path.clone()), module)
         };
-        Ok(LoraWeights { modules: self.entries.iter().map(module).collect(), dtype, metadata })
+        Ok(LoraWeights {
+            modules: self.entries.iter().map(module).collect(),
+            embeddings: BTreeMap::new(),
+            dtype,
+            metadata,
+        })
     }
 
     /// Each entry with what its layer needs.

@@ -7,7 +7,7 @@ use std::path::Path;
 use strata_engine::DType;
 
 use crate::formats::{self, Spelling};
-use crate::{Error, Result, note_keys, sniff};
+use crate::{Embedding, Error, Result, note_keys, sniff};
 
 /// The part of a model that a module belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ impl fmt::Display for Part {
 pub struct LoraWeights {
     /// By part of the model and diffusers' path in it.
     pub modules: BTreeMap<(Part, String), LoraModule>,
+    /// Embeddings that are bundled with it, by word.
+    pub embeddings: BTreeMap<String, Embedding>,
     /// F32 or F16: the type that files have their numbers in.
     pub dtype: DType,
     /// Free-form strings (`ss_*`, `modelspec.*`).
@@ -63,8 +65,8 @@ impl LoraWeights {
     /// branches of full rank. A missing alpha means alpha = rank.
     ///
     /// # Errors
-    /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module lacks one of its
-    /// tensors, or their shapes do not fit.
+    /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module or a bundled embedding
+    /// lacks one of its tensors, or their shapes do not fit.
     pub fn read(path: &Path) -> Result<Self> {
         if path.is_file() {
             sniff::check_lora(path)?;
@@ -100,7 +102,7 @@ impl LoraWeights {
     pub fn take(&mut self, part: Part) -> Self {
         let (own, rest) = std::mem::take(&mut self.modules).into_iter().partition(|((of, _), _)| *of == part);
         self.modules = rest;
-        Self { modules: own, dtype: self.dtype, metadata: self.metadata.clone() }
+        Self { modules: own, embeddings: BTreeMap::new(), dtype: self.dtype, metadata: self.metadata.clone() }
     }
 
     /// Takes out the modules of other parts than the U-Net, and says how many each part had.
@@ -121,7 +123,8 @@ impl LoraWeights {
     /// the tags of all are in `strata_tags`, each with its key.
     ///
     /// # Errors
-    /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key.
+    /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key, or a word another
+    /// embedding.
     pub fn combine(all: &[Self]) -> Result<Self> {
         let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
         for (name, module) in all.iter().flat_map(|one| &one.modules) {
@@ -130,6 +133,15 @@ impl LoraWeights {
                 Some(before) => before.beside(module, &name.1)?,
             };
             modules.insert(name.clone(), together);
+        }
+        let mut embeddings: BTreeMap<String, Embedding> = BTreeMap::new();
+        for (word, embedding) in all.iter().flat_map(|one| &one.embeddings) {
+            let known = embeddings.entry(word.clone()).or_insert_with(|| embedding.clone());
+            if known != embedding {
+                return Err(Error::Lora(format!(
+                    "the word {word:?} has another embedding bundled in one of the files than in another, and can have only one"
+                )));
+            }
         }
         let all_half = all.iter().all(|one| one.dtype == DType::F16);
         let dtype = if all_half { DType::F16 } else { DType::F32 };
@@ -156,7 +168,7 @@ impl LoraWeights {
         metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
         metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
         note_keys(&mut metadata, &keys);
-        Ok(Self { modules, dtype, metadata })
+        Ok(Self { modules, embeddings, dtype, metadata })
     }
 }
 

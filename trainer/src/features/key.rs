@@ -243,9 +243,8 @@ fn contexts(
         // of a caption in several chunks, the first that has the tag
         let Some(mention) = prompt.mentions().first() else { continue };
         let chunk = mention.tokens.start / tokens;
-        let ids = &prompt.ids()[chunk * tokens..][..tokens];
-        let ids = Tensor::from_u32(text.clip().gpu(), ids, &[1, tokens])?;
-        let embedded = text.clip().embed(&ids)?.to_f32()?;
+        let embedded = text.embed(std::slice::from_ref(&prompt))?.to_f32()?;
+        let embedded = embedded[chunk * tokens * channels..][..tokens * channels].to_vec();
         let at = mention.tokens.start - chunk * tokens;
         let own = embedded.iter().zip(positions).take(at * channels).skip(channels);
         squares += own.map(|(e, p)| f64::from(e - p).powi(2)).sum::<f64>();

@@ -89,8 +89,9 @@ mod tests {
     use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig};
 
     /// Keys that a feature with steps of its own does not depend on.
-    const ASIDE: [&str; 15] = [
+    const ASIDE: [&str; 16] = [
         "config",
+        "embeddings",
         "feature.dataset.caption_extension",
         "feature.dataset.folder",
         "feature.describes",
