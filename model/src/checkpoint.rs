@@ -3,8 +3,12 @@
 //! A [`Checkpoint`] is opened once and hands out the parts: no other file knows the names of folders and files.
 
 mod digest;
+mod export;
+mod extract;
 mod folder;
 mod ldm;
+mod merge;
+mod save;
 mod single;
 mod source;
 mod vae;
@@ -23,6 +27,7 @@ use crate::weights::Weights;
 use crate::{
     Clip, ClipTokenizer, Embedding, Error, LayerInfo, NoiseSchedule, Result, Tag, TextEncoder, Unet, Vae,
 };
+pub use merge::Numbers;
 use source::{Place, Source};
 use vae::OtherVae;
 

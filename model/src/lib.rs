@@ -48,7 +48,7 @@ mod weights;
 
 pub use atomic::{check_folder, check_room, make_folder, write_atomic};
 pub use build::WeightInfo;
-pub use checkpoint::{Checkpoint, Component, Family, ModelOptions, PartInfo};
+pub use checkpoint::{Checkpoint, Component, Family, ModelOptions, Numbers, PartInfo};
 pub use clip::Clip;
 pub use config::{ClipConfig, ModelIndex, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 pub use draw::Scene;

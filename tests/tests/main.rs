@@ -15,6 +15,7 @@ mod goldens;
 mod harness_bites;
 mod keys;
 mod lint;
+mod merge;
 mod probe;
 mod rows;
 mod shaders;

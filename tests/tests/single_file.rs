@@ -18,7 +18,7 @@ use tempfile::tempdir;
 
 use crate::cli::{fails, prints, strata, text};
 use crate::support::{
-    MODELS, copy_folder, f32s, golden, golden_tensors, predict, put, refused, safetensors, with_header,
+    MODELS, copy_folder, f32s, golden, golden_tensors, nhwc, predict, put, refused, safetensors, with_header,
 };
 
 fn single(model: &str) -> PathBuf {
@@ -62,15 +62,6 @@ fn says(gpu: &Gpu, model: &Checkpoint, goldens: &str) -> Vec<Vec<f32>> {
     let (mean, _) =
         model.vae(gpu, DType::F32).unwrap().encode(&cx, &nhwc(gpu, &inputs["vae.image"])).unwrap();
     [states, said, mean].iter().map(|tensor| tensor.to_f32().unwrap()).collect()
-}
-
-/// From N C H W.
-fn nhwc(gpu: &Gpu, (shape, values): &(Vec<usize>, Vec<f32>)) -> Tensor {
-    let &[n, c, h, w] = &shape[..] else { panic!("{shape:?}") };
-    let turned: Vec<f32> = (0..n * h * w * c)
-        .map(|i| values[((i / (h * w * c)) * c + i % c) * h * w + i / c % (h * w)])
-        .collect();
-    Tensor::from_f32(gpu, &turned, &[n, h, w, c], DType::F32).unwrap()
 }
 
 fn nchw(values: &[f32], (shape, expected): &(Vec<usize>, Vec<f32>)) -> f64 {

@@ -231,9 +231,18 @@ pub fn split_weight(base: &str) -> Result<(&str, f32)> {
     let Some((path, weight)) = base.rsplit_once(':') else { return Ok((base, 1.0)) };
     match weight.parse::<f32>() {
         Ok(weight) if weight.is_finite() => Ok((path, weight)),
+        // not written as infinite
+        Ok(weight) if weight.is_infinite() && weight_digits(base) => {
+            bail!("the weight of {path} is too large; write one of ordinary size, such as {path}:0.8")
+        }
         Err(_) if !path.ends_with(".safetensors") || weight.contains(',') => Ok((base, 1.0)),
         _ => bail!("the weight `{weight}` is no number; write one such as {path}:0.8"),
     }
+}
+
+/// Whether what follows the last colon is written in digits.
+fn weight_digits(base: &str) -> bool {
+    base.rsplit(':').next().is_some_and(|weight| weight.contains(|c: char| c.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -257,6 +266,9 @@ mod tests {
         assert_eq!(read("a"), ("a".into(), 1.0));
         for weight in ["nan", "inf", "x", "0.8.", ""] {
             assert!(refused(&format!("a.safetensors:{weight}")).contains("is no number"), "{weight}");
+        }
+        for weight in ["1e39", "-1e39"] {
+            assert!(refused(&format!("a.safetensors:{weight}")).contains("is too large"), "{weight}");
         }
     }
 

@@ -124,7 +124,7 @@ impl LoraWeights {
     ///
     /// # Errors
     /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key, or a word another
-    /// embedding.
+    /// embedding; or a value is too large for the files' numbers.
     pub fn combine(all: &[Self]) -> Result<Self> {
         let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
         for (name, module) in all.iter().flat_map(|one| &one.modules) {
@@ -168,6 +168,16 @@ impl LoraWeights {
         metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
         metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
         note_keys(&mut metadata, &keys);
+        let most = if dtype == DType::F16 { f32::from(half::f16::MAX) } else { f32::MAX };
+        for ((_, path), module) in &modules {
+            let mut values = module.down.iter().chain(&module.up).chain([&module.alpha]);
+            if let Some(value) = values.find(|v| !(v.abs() <= most)) {
+                return Err(Error::Lora(format!(
+                    "{path} comes to hold {value}, too large for {}; take less of the LoRAs, smaller ratios",
+                    dtype.wgsl()
+                )));
+            }
+        }
         Ok(Self { modules, embeddings, dtype, metadata })
     }
 }
@@ -223,19 +233,27 @@ impl LoraModule {
         delta
     }
 
-    /// DoRA at a layer as a branch of full rank: what takes `matrix`, W, to m (W + ΔW) / ‖W + ΔW‖, with norms of rows.
-    pub(crate) fn renormed(&self, matrix: &[f32]) -> Self {
-        let outputs = self.up_shape[0];
-        let columns = matrix.len() / outputs;
-        let mut down = Vec::with_capacity(matrix.len());
+    /// What the layer's W becomes more, row-major [out, in · k · k]: ΔW; with DoRA's magnitudes what takes `matrix`, W, to
+    /// m (W + ΔW) / ‖W + ΔW‖, with norms of rows.
+    pub(crate) fn change(&self, matrix: &[f32]) -> Vec<f32> {
         let delta = self.delta();
+        let Some(magnitudes) = &self.magnitude else { return delta };
+        let columns = matrix.len() / self.up_shape[0];
+        let mut change = Vec::with_capacity(matrix.len());
         let rows = matrix.chunks_exact(columns).zip(delta.chunks_exact(columns));
-        for ((row, change), magnitude) in rows.zip(self.magnitude.iter().flatten()) {
-            let sum = || row.iter().zip(change).map(|(w, d)| f64::from(*w) + f64::from(*d));
+        for ((row, delta), magnitude) in rows.zip(magnitudes) {
+            let sum = || row.iter().zip(delta).map(|(w, d)| f64::from(*w) + f64::from(*d));
             let norm = sum().map(|v| v * v).sum::<f64>().sqrt();
             let factor = f64::from(*magnitude) / norm;
-            down.extend(sum().zip(row).map(|(v, w)| (v * factor - f64::from(*w)) as f32));
+            change.extend(sum().zip(row).map(|(v, w)| (v * factor - f64::from(*w)) as f32));
         }
+        change
+    }
+
+    /// DoRA at a layer as a branch of full rank, whose ΔW is its [`change`](Self::change).
+    pub(crate) fn renormed(&self, matrix: &[f32]) -> Self {
+        let outputs = self.up_shape[0];
+        let down = self.change(matrix);
         let mut up = vec![0.0; outputs * outputs];
         up.iter_mut().step_by(outputs + 1).for_each(|v| *v = 1.0);
         let (mut down_shape, mut up_shape) = (self.down_shape.clone(), self.up_shape.clone());
