@@ -9,7 +9,7 @@
 //! that the tokenizer was given vectors for ([`ClipTokenizer::words`]), which switches nothing on: its weight is that of text.
 //!
 //! CLIP takes 75 tokens at a time. Longer prompts are cut into chunks, each with a BOS and an EOS of its own, whose
-//! states come one after the other. No cut goes through a tag.
+//! states come one after the other. No cut goes through a tag. The word `BREAK` in a prompt ends a chunk.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -83,13 +83,14 @@ impl Prompt {
             None => tags[i].1.key(),
             Some(word) => tokenizer.words()[word].key(),
         };
-        let mut whole: Vec<Range<usize>> = Vec::new();
+        let (mut whole, mut breaks): (Vec<Range<usize>>, Vec<usize>) = (Vec::new(), Vec::new());
         let plain = find(tokenizer, text, only())?;
         let spans = match reading {
             Reading::Literal => vec![Span::literal(text)],
             Reading::Weighted => spans(text, &joined(plain.iter().map(|found| &found.bytes)))?,
         };
         for span in spans {
+            breaks.resize(breaks.len() + span.breaks, ids.len());
             let mut here: Vec<Found> = plain.iter().filter_map(|found| span.find(found)).collect();
             if reading == Reading::Weighted && text.contains('\\') {
                 // of what brackets hide from the text as it stands, only what backslashes show is a tag
@@ -118,22 +119,23 @@ impl Prompt {
             }
         }
         mentions.sort_by_key(|mention| mention.tokens.start);
-        Self::in_chunks(tokenizer, &ids, &weights, &mentions, &whole, &keys)
+        let parts = cut(ids.len(), tokenizer.max_length() - 2, &breaks, &whole)?;
+        Self::in_chunks(tokenizer, &ids, &weights, &parts, &mentions, &keys)
     }
 
-    /// Cuts ids without BOS and EOS, with their weights and tags, into chunks, and none of `whole` in two.
+    /// Makes a chunk of each of `parts` of ids without BOS and EOS, with their weights and tags.
     fn in_chunks(
         tokenizer: &ClipTokenizer,
         ids: &[u32],
         weights: &[f32],
+        parts: &[Range<usize>],
         mentions: &[Mention],
-        whole: &[Range<usize>],
         keys: &[(usize, Arc<Key>)],
     ) -> Result<Self> {
         let chunk = tokenizer.max_length();
         let mut prompt =
             Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new(), keys: Vec::new() };
-        for part in cut(ids.len(), chunk - 2, whole)? {
+        for part in parts {
             let first = prompt.ids.len() + 1;
             prompt.ids.extend(tokenizer.wrap(&ids[part.clone()]));
             prompt.weights.resize(prompt.ids.len(), 1.0);
@@ -220,30 +222,35 @@ fn swap_keys<'a>(
     moved
 }
 
-/// Parts of at most `most` out of `count` tokens, cut before one of `whole` rather than through it. At least one part.
-fn cut(count: usize, most: usize, whole: &[Range<usize>]) -> Result<Vec<Range<usize>>> {
+/// Parts of at most `most` out of `count` tokens, cut at `breaks`, and else before one of `whole` rather than through it. At least
+/// one part.
+fn cut(count: usize, most: usize, breaks: &[usize], whole: &[Range<usize>]) -> Result<Vec<Range<usize>>> {
     let mut parts = Vec::new();
     let mut start = 0;
-    loop {
-        let mut end = count.min(start + most);
-        let torn = |end: usize| {
-            let torn = whole.iter().find(|own| end < count && own.start < end && end < own.end);
-            torn.map(|own| own.start)
-        };
-        while let Some(before) = torn(end) {
-            end = before;
+    // what is behind the last text ends nothing
+    for last in breaks.iter().copied().filter(|at| *at < count).chain([count]) {
+        loop {
+            let mut end = last.min(start + most);
+            let torn = |end: usize| {
+                let torn = whole.iter().find(|own| end < last && own.start < end && end < own.end);
+                torn.map(|own| own.start)
+            };
+            while let Some(before) = torn(end) {
+                end = before;
+            }
+            if end <= start && last > start {
+                return Err(Error::Input(format!(
+                    "a prompt has overlapping tags over more than {most} tokens; leave some of them out"
+                )));
+            }
+            parts.push(start..end);
+            start = end;
+            if end == last {
+                break;
+            }
         }
-        if end <= start && count > 0 {
-            return Err(Error::Input(format!(
-                "a prompt has overlapping tags over more than {most} tokens; leave some of them out"
-            )));
-        }
-        parts.push(start..end);
-        if end == count {
-            return Ok(parts);
-        }
-        start = end;
     }
+    Ok(parts)
 }
 
 #[cfg(test)]
@@ -254,7 +261,7 @@ mod tests {
     fn cuts_are_before_tags() {
         let cut = |count: usize, tags: &[(usize, usize)]| {
             let whole = |(start, end): &(usize, usize)| *start..*end;
-            let parts = cut(count, 75, &tags.iter().map(whole).collect::<Vec<_>>())?;
+            let parts = cut(count, 75, &[], &tags.iter().map(whole).collect::<Vec<_>>())?;
             Ok::<_, Error>(parts.into_iter().map(|part| part.end).collect::<Vec<_>>())
         };
         type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);
@@ -272,5 +279,7 @@ mod tests {
             assert_eq!(cut(count, tags).unwrap(), ends, "{count} {tags:?}");
         }
         assert!(cut(110, &[(0, 60), (50, 110)]).is_err());
+        let broken = super::cut(100, 75, &[0, 10, 90, 90], &[84..88]).unwrap();
+        assert_eq!(broken, [0..0, 0..10, 10..84, 84..90, 90..90, 90..100]);
     }
 }

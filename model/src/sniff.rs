@@ -8,6 +8,10 @@ use crate::{Error, Result, embedding};
 /// How many bytes [`by_bytes`] wants to see.
 pub(crate) const ENOUGH: u64 = 512;
 
+/// What is said of a path that leads to no file with an end, such as a device or a pipe.
+pub(crate) const NO_FILE: &str =
+    "is a device, a pipe or the like; name a .safetensors file that lies on a disk";
+
 /// What the first bytes of a file say it is, and what to do; `None` where they are nothing known.
 pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
     const PICKLE: &str = "a pickled checkpoint (.ckpt, .pt, .bin), which can run code when read and is not supported; \

@@ -31,8 +31,12 @@ impl TensorFile {
     /// Opens `path` and checks its header against the file's length.
     ///
     /// # Errors
-    /// The file cannot be opened, is no safetensors file, is damaged, or is shorter or longer than its header says.
+    /// The file cannot be opened, is a device, no safetensors file, is damaged, or is shorter or longer than its header says.
     pub fn open(path: &Path) -> Result<Self> {
+        // a pipe may have no end, nor even a beginning
+        if path.exists() && !path.is_file() && !path.is_dir() {
+            return Err(Error::file(path, sniff::NO_FILE));
+        }
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("open", path))?.len();
         let mut start = Vec::new();

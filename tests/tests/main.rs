@@ -1,5 +1,6 @@
 //! Everything about Strata that a machine can check, in one binary.
 
+mod calls;
 mod checkpointing;
 mod cli;
 mod dataset;

@@ -9,8 +9,8 @@ use serde_json::Value;
 use strata_benches::parity;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{
-    Checkpoint, ClipTokenizer, Cx, F32s, Family, LoraWeights, ModelOptions, PredictionType, TensorFile,
-    UnetConfig, write_f32s,
+    Checkpoint, ClipTokenizer, Cx, F32s, Family, LoraWeights, ModelOptions, PredictionType, Spelling,
+    TensorFile, UnetConfig, write_f32s,
 };
 use strata_tests::{Setup, gpu};
 use strata_trainer::Config;
@@ -438,6 +438,33 @@ fn info_says_what_a_file_is() {
         LoraWeights::read(&lora).unwrap().modules.values().map(|module| module.norm().powi(2)).sum();
     assert!(squares > 0.0 && (squares - all).abs() < 1e-9 * all);
     assert_eq!(strata(&["info", text(&root.join("vae.safetensors"))]).code, Some(1));
+
+    // PEFT's folder, and embeddings
+    let folder = tempdir().unwrap();
+    let peft = folder.path().join("peft");
+    LoraWeights::read(&lora).unwrap().write_as(Spelling::Peft, &peft).unwrap();
+    let shown = prints(&["info", text(&peft)]);
+    assert!(shown.starts_with("LoRA ") && shown.contains("mid_block.attentions.0"), "{shown}");
+    let embedding = golden("sd15-tiny", "embeddings/learned_embeds.safetensors");
+    let shown = prints(&["info", text(&embedding)]);
+    for words in ["embedding ", "word          <toy-b>", "1 vector of 32 channels", "--embedding FILE[=WORD]"]
+    {
+        assert!(shown.contains(words), "{words:?} is not in: {shown}");
+    }
+    let json: Value = serde_json::from_str(&prints(&["info", text(&embedding), "--json"])).unwrap();
+    assert_eq!((&json["kind"], &json["channels"]), (&"embedding".into(), &32.into()));
+}
+
+/// What is no file with an end is told, and not waited for.
+#[cfg(unix)]
+#[test]
+fn devices_are_no_models() {
+    let device = Path::new("/dev/zero");
+    refused(Checkpoint::open(device), &["/dev/zero", "a device"]);
+    refused(LoraWeights::read(device), &["/dev/zero", "a device"]);
+    fails(&["info", "/dev/full"], &["/dev/full", "a device"]);
+    fails(&["layers", "/dev/null"], &["/dev/null", "a device"]);
+    fails(&["lora", "info", "/dev/full"], &["/dev/full", "a device"]);
 }
 
 fn count(checkpoint: Checkpoint) -> usize {

@@ -5,7 +5,7 @@ mod model;
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use strata_model::{LoraWeights, Spelling, Target};
 
@@ -171,7 +171,8 @@ impl Out {
 }
 
 fn rank_or_energy(text: &str) -> Result<usize> {
-    rank(text).context("to keep a share of each layer instead, give --energy, such as 0.95")
+    rank(text)
+        .map_err(|e| anyhow!("{e}; for a share of each layer give --energy instead, such as --energy 0.95"))
 }
 
 fn part(arg: &str) -> Result<(PathBuf, f32)> {
