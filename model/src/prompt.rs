@@ -279,7 +279,7 @@ mod tests {
             assert_eq!(cut(count, tags).unwrap(), ends, "{count} {tags:?}");
         }
         assert!(cut(110, &[(0, 60), (50, 110)]).is_err());
-        let broken = super::cut(100, 75, &[0, 10, 90, 90], &[84..88]).unwrap();
+        let broken = super::cut(100, 75, &[0, 10, 90, 90], &[84..88, 95..96]).unwrap();
         assert_eq!(broken, [0..0, 0..10, 10..84, 84..90, 90..90, 90..100]);
     }
 }

@@ -260,10 +260,11 @@ fn has_partner(tag: &str, bracket: char) -> bool {
     tag.matches(open).count() == tag.matches(close).count()
 }
 
-/// Characters that nobody would write again: line breaks, other controls, and marks of no width that join nothing.
+/// Characters that nobody would write again: controls, and marks of no width that join nothing. White space of any kind is a space.
 fn is_unseen(c: char) -> bool {
     let marks = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{200b}', '\u{200e}', '\u{200f}', '\u{feff}'];
-    c.is_control() || marks.contains(&c) || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+    let ranges = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    c.is_control() && !c.is_whitespace() || marks.contains(&c) || ranges
 }
 
 /// Of what words are made.

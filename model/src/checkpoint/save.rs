@@ -113,7 +113,7 @@ impl Entry {
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         let most = if dtype == Dtype::F16 { f32::from(f16::MAX) } else { f32::MAX };
-        match values.iter().find(|v| !(v.abs() <= most)) {
+        match values.iter().find(|v| v.is_nan() || v.abs() > most) {
             Some(bad) => Err(Error::Lora(format!(
                 "`{}` comes to hold {bad}, too large for {dtype}; take less of the LoRA, or write f32",
                 self.name

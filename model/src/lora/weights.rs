@@ -171,7 +171,7 @@ impl LoraWeights {
         let most = if dtype == DType::F16 { f32::from(half::f16::MAX) } else { f32::MAX };
         for ((_, path), module) in &modules {
             let mut values = module.down.iter().chain(&module.up).chain([&module.alpha]);
-            if let Some(value) = values.find(|v| !(v.abs() <= most)) {
+            if let Some(value) = values.find(|v| v.is_nan() || v.abs() > most) {
                 return Err(Error::Lora(format!(
                     "{path} comes to hold {value}, too large for {}; take less of the LoRAs, smaller ratios",
                     dtype.wgsl()

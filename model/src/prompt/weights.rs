@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(of("(a BREAK b:1.5) break"), parts(&[("a ", 0), (" b", 1), (" break", 0)]));
         assert_eq!(of("(BREAK)x,BREAK,y"), parts(&[("x,", 1), (",y", 1)]));
         // a tag is itself
-        let own = spans("a BREAK b", &[2..7]).unwrap();
+        let own = spans("a BREAK b", std::iter::once(&(2..7))).unwrap();
         assert_eq!((own.len(), own[0].breaks), (1, 0));
     }
 

@@ -93,14 +93,15 @@ fn names(folder: &Path) -> Result<BTreeMap<String, PathBuf>> {
             }
             let name = if peft { path.file_name() } else { path.file_stem() };
             let file = path.extension().is_some_and(|end| end == "safetensors");
-            if let Some(name) = name.and_then(|name| name.to_str()).filter(|_| peft || file) {
-                if let Some(other) = all.insert(name.to_owned(), path.clone()) {
-                    bail!(
-                        "--lora-dir: {} and {} have one name; rename one of them",
-                        other.display(),
-                        path.display()
-                    );
-                }
+            let name = name.and_then(|name| name.to_str()).filter(|_| peft || file);
+            if let Some(name) = name
+                && let Some(other) = all.insert(name.to_owned(), path.clone())
+            {
+                bail!(
+                    "--lora-dir: {} and {} have one name; rename one of them",
+                    other.display(),
+                    path.display()
+                );
             }
         }
         Ok(())
