@@ -121,6 +121,8 @@ fn key(file: &mut TensorFile, name: &str) -> Result<Key> {
 pub(crate) fn is_embedding(file: &TensorFile) -> bool {
     /// No chunk of a prompt has room for more.
     const MOST: usize = 75;
+    /// No text encoder has word vectors of fewer channels.
+    const NARROWEST: usize = 8;
     let tensors = file.tensors();
     if FIRST.iter().chain([&SECOND]).any(|name| tensors.contains_key(*name)) {
         return true;
@@ -132,7 +134,10 @@ pub(crate) fn is_embedding(file: &TensorFile) -> bool {
     };
     let mut all = tensors.iter();
     match (all.next(), all.next()) {
-        (Some((name, info)), None) => !of_layer(name) && matches!(info.shape[..], [_] | [1..=MOST, _]),
+        (Some((name, info)), None) if !of_layer(name) => match info.shape[..] {
+            [channels] | [1..=MOST, channels] => channels >= NARROWEST,
+            _ => false,
+        },
         _ => false,
     }
 }
