@@ -12,6 +12,7 @@ mod lora;
 pub mod lora_files;
 mod model;
 pub mod parity;
+mod picture;
 pub mod probe;
 pub mod train;
 mod tuning;

@@ -12,7 +12,7 @@ use strata_engine::{DType, Gpu};
 use strata_kernels::{Storage, Weight};
 
 use crate::random::random_weights;
-use crate::weights::Weights;
+use crate::weights::{Place, Weights};
 use crate::{Error, Result};
 
 /// Bytes handed to the queue between two waits. The queue keeps its own copy of them until then.
@@ -66,6 +66,14 @@ impl WeightInfo {
     /// The tensor is missing or of another shape.
     pub(crate) fn check(&self, weights: &Weights) -> Result<()> {
         self.asked(|names, shapes| weights.check(names, shapes))
+    }
+
+    /// Where its numbers lie.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape.
+    pub(crate) fn place(&self, weights: &Weights) -> Result<Place> {
+        self.asked(|names, shapes| weights.place(names, shapes))
     }
 
     /// The shape on the GPU.

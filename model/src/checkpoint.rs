@@ -3,11 +3,16 @@
 //! A [`Checkpoint`] is opened once and hands out the parts: no other file knows the names of folders and files.
 
 mod digest;
+mod export;
+mod extract;
 mod folder;
 mod ldm;
+mod merge;
+mod save;
 mod single;
 mod source;
 mod vae;
+mod words;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,7 +25,11 @@ use strata_engine::{DType, Gpu};
 use crate::config::{ClipConfig, PredictionType, SchedulerConfig, UnetConfig, VaeConfig};
 use crate::unet::{layers_of, unet_tensors};
 use crate::weights::Weights;
-use crate::{Clip, ClipTokenizer, Error, LayerInfo, NoiseSchedule, Result, TextEncoder, Unet, Vae};
+use crate::{
+    Clip, ClipTokenizer, Embedding, Error, LayerInfo, NoiseSchedule, Result, Tag, TextEncoder, Unet, Vae,
+    sniff,
+};
+pub use merge::Numbers;
 use source::{Place, Source};
 use vae::OtherVae;
 
@@ -101,12 +110,16 @@ pub struct Checkpoint {
     prediction: Option<PredictionType>,
     family: Family,
     unet: UnetConfig,
+    embeddings: Vec<Embedding>,
 }
 
 /// Refuses the name of a model where there is nothing of that name.
 fn check_there(path: &Path) -> Result<()> {
-    if path.exists() {
+    if path.is_file() || path.is_dir() {
         return Ok(());
+    }
+    if path.exists() {
+        return Err(Error::file(path, sniff::NO_FILE));
     }
     let message = "there is no such file or folder here. Give the path of a Stable Diffusion 1.x or 2.x model: a checkpoint, \
                    one .safetensors file, or a folder in diffusers' layout, with model_index.json, unet/, vae/, text_encoder/, \
@@ -150,7 +163,7 @@ impl Checkpoint {
         let vae = options.vae.as_deref().map(OtherVae::open).transpose()?;
         let prediction = options.prediction;
         let (family, unet) = source.unet(prediction)?;
-        Ok(Self { source, vae, prediction, family, unet })
+        Ok(Self { source, vae, prediction, family, unet, embeddings: Vec::new() })
     }
 
     /// Where it lies.
@@ -202,12 +215,18 @@ impl Checkpoint {
         Vae::load(gpu, &config, weights, dtype)
     }
 
-    /// The tokenizer.
+    /// The tokenizer, with the words that were given vectors.
     ///
     /// # Errors
     /// It is missing, damaged or of another kind.
     pub fn tokenizer(&self) -> Result<ClipTokenizer> {
-        self.source.tokenizer()
+        let mut tokenizer = self.source.tokenizer()?;
+        let word = |Embedding { word, key, .. }: &Embedding| {
+            Ok(Tag::new(&tokenizer, word)?.with_key(Arc::new(key.clone())))
+        };
+        let words = self.embeddings.iter().map(word).collect::<Result<Vec<_>>>()?;
+        tokenizer.add_words(words);
+        Ok(tokenizer)
     }
 
     /// Tokenizer and text encoder.
@@ -360,6 +379,10 @@ impl Checkpoint {
         }
         if let Some(prediction) = self.prediction {
             hash.update(format!("{prediction:?}"));
+        }
+        for Embedding { word, key, .. } in &self.embeddings {
+            hash.update(format!("embedding {word:?} {}", key.channels()));
+            key.vectors().iter().for_each(|v| hash.update(v.to_le_bytes()));
         }
         Ok(hash.finalize().into())
     }

@@ -99,10 +99,10 @@ impl EncoderLayer<Weight> {
 }
 
 /// What the names of layers begin with, in some files and in every LoRA.
-const PREFIX: &str = "text_model.";
+pub(crate) const PREFIX: &str = "text_model.";
 
 /// Names without the prefix that some files have.
-fn named(mut weights: Weights) -> Result<Weights> {
+pub(crate) fn named(mut weights: Weights) -> Result<Weights> {
     weights.strip_prefix(PREFIX)?;
     Ok(weights)
 }

@@ -16,8 +16,9 @@ use safetensors::tensor::Dtype;
 use strata_engine::DType;
 
 use crate::atomic::write_atomic;
+use crate::embedding::BUNDLED;
 use crate::tensor_file::{TensorFile, header};
-use crate::{Error, LoraModule, LoraWeights, Part, Result};
+use crate::{Embedding, Error, LoraModule, LoraWeights, Part, Result};
 use module::{Array, Role, Tensors, compose};
 use peft::PeftConfig;
 
@@ -59,6 +60,12 @@ pub fn read(path: &Path) -> Result<LoraWeights> {
 
 /// Writes in a spelling; see [`LoraWeights::write_as`].
 pub fn write(lora: &LoraWeights, spelling: Spelling, path: &Path) -> Result<()> {
+    if let Some(word) = lora.embeddings.keys().next().filter(|_| spelling != Spelling::Kohya) {
+        let message = format!(
+            "not written: the LoRA has the embedding {word:?} bundled, which kohya's spelling alone has a place for (--to kohya)"
+        );
+        return Err(Error::file(path, message));
+    }
     match spelling {
         Spelling::Kohya => kohya::write(lora, path),
         Spelling::Peft => peft::write(lora, path),
@@ -72,10 +79,11 @@ fn read_file(path: &Path, scales: Option<Scales>) -> Result<LoraWeights> {
     let mut file = TensorFile::open(path)?;
     let infos = file.tensors();
     let dtype = if infos.values().all(|info| info.dtype == Dtype::F16) { DType::F16 } else { DType::F32 };
+    let own = infos.iter().filter(|(key, _)| !key.starts_with(BUNDLED));
     let shapes: Vec<(String, Vec<usize>)> =
-        infos.iter().map(|(key, info)| (key.clone(), info.shape.clone())).collect();
+        own.map(|(key, info)| (key.clone(), info.shape.clone())).collect();
     if shapes.is_empty() {
-        return Err(Error::file(path, "holds no tensors, so no LoRA"));
+        return Err(Error::file(path, "holds no tensors of layers, so no LoRA"));
     }
     let names: Vec<&str> = shapes.iter().map(|(key, _)| key.as_str()).collect();
     let keys = keys(&names).map_err(|message| Error::file(path, message))?;
@@ -102,7 +110,8 @@ fn read_file(path: &Path, scales: Option<Scales>) -> Result<LoraWeights> {
     }
     let mut metadata = file.metadata().clone();
     diffusers::forget(&mut metadata);
-    Ok(LoraWeights { modules: composed, dtype, metadata })
+    let embeddings = Embedding::bundled(&mut file)?;
+    Ok(LoraWeights { modules: composed, embeddings, dtype, metadata })
 }
 
 /// What every key stands for, in the spelling that knows most of them.
@@ -132,10 +141,6 @@ fn kind(key: &str) -> &'static str {
         (".diff_b", "a difference of a bias, which is not supported"),
         (".w_norm", "a difference of a norm, which is not supported"),
         (".b_norm", "a difference of a norm, which is not supported"),
-        (
-            "bundle_emb.",
-            "an embedding bundled with the LoRA, which is not supported; save the LoRA without it",
-        ),
         (
             ".lora_down.",
             "of no part that is known; names begin with lora_unet_, lora_te_, lora_te1_ or lora_te2_",

@@ -387,6 +387,16 @@ impl LayerInfo {
         self.inputs * self.side() * self.side()
     }
 
+    /// Shapes of `down` and `up` of a LoRA of this rank in files: [r, in] and [out, r], or [r, in, k, k] and [out, r, 1, 1].
+    pub(crate) fn lora_shapes(&self, rank: usize) -> (Vec<usize>, Vec<usize>) {
+        let (mut down, mut up) = (vec![rank, self.inputs], vec![self.outputs, rank]);
+        if self.kind != LayerKind::Linear {
+            down.extend([self.side(); 2]);
+            up.extend([1, 1]);
+        }
+        (down, up)
+    }
+
     /// Numbers in a LoRA of this rank.
     pub fn parameters(&self, rank: usize) -> usize {
         rank * (self.fan_in() + self.outputs)

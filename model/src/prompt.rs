@@ -5,10 +5,11 @@
 //! `(hat_(a):1.2)` is `hat_(a)` × 1.2. What a weight does: a feature's tag passes it on to the feature's gate; of all
 //! other text the token states are multiplied, and then the chunk as a whole so that its mean is what it was.
 //!
-//! A tag with a [`Key`] takes as many tokens as the key has vectors, which stand in their place whatever their ids are.
+//! A tag with a [`Key`] takes as many tokens as the key has vectors, which stand in their place whatever their ids are. So does a word
+//! that the tokenizer was given vectors for ([`ClipTokenizer::words`]), which switches nothing on: its weight is that of text.
 //!
 //! CLIP takes 75 tokens at a time. Longer prompts are cut into chunks, each with a BOS and an EOS of its own, whose
-//! states come one after the other. No cut goes through a tag.
+//! states come one after the other. No cut goes through a tag. The word `BREAK` in a prompt ends a chunk.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -76,13 +77,20 @@ impl Prompt {
         reading: Reading,
     ) -> Result<Self> {
         let (mut ids, mut weights, mut mentions, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let only = || tags.iter().map(|(_, tag)| *tag);
+        // words count after the tags
+        let only = || tags.iter().map(|(_, tag)| *tag).chain(tokenizer.words());
+        let key = |i: usize| match i.checked_sub(tags.len()) {
+            None => tags[i].1.key(),
+            Some(word) => tokenizer.words()[word].key(),
+        };
+        let (mut whole, mut breaks): (Vec<Range<usize>>, Vec<usize>) = (Vec::new(), Vec::new());
         let plain = find(tokenizer, text, only())?;
         let spans = match reading {
             Reading::Literal => vec![Span::literal(text)],
             Reading::Weighted => spans(text, &joined(plain.iter().map(|found| &found.bytes)))?,
         };
         for span in spans {
+            breaks.resize(breaks.len() + span.breaks, ids.len());
             let mut here: Vec<Found> = plain.iter().filter_map(|found| span.find(found)).collect();
             if reading == Reading::Weighted && text.contains('\\') {
                 // of what brackets hide from the text as it stands, only what backslashes show is a tag
@@ -94,36 +102,40 @@ impl Prompt {
             let tokens = tokens(tokenizer, &span.text, here.iter().map(|found| &found.bytes))?;
             let places: Vec<Range<usize>> = here.iter().map(|found| within(&tokens, &found.bytes)).collect();
             let keyed = here.iter().zip(&places);
-            let keyed = keyed.filter_map(|(found, place)| Some((place.clone(), tags[found.tag].1.key()?)));
+            let keyed = keyed.filter_map(|(found, place)| Some((place.clone(), key(found.tag)?)));
             let moved = swap_keys(&tokens, keyed, &mut ids, &mut keys);
             let weight = span.weight as f32;
             weights.resize(ids.len(), weight);
             for (Found { tag, bytes }, place) in here.into_iter().zip(places) {
                 let (tokens, bytes) = (moved[place.start]..moved[place.end], span.bytes(&bytes));
+                whole.push(tokens.clone());
+                let Some((feature, own)) = tags.get(tag) else { continue };
                 weights[tokens.clone()].fill(1.0);
                 let own_brackets = reading == Reading::Weighted
                     && plain.contains(&Found { tag, bytes: bytes.clone() })
                     && text[bytes.clone()].contains(['(', ')', '[', ']']);
-                let (feature, tag) = (tags[tag].0, tags[tag].1.text().to_string());
+                let (feature, tag) = (*feature, own.text().to_string());
                 mentions.push(Mention { feature, tag, bytes, tokens, chunk_end: 0, weight, own_brackets });
             }
         }
         mentions.sort_by_key(|mention| mention.tokens.start);
-        Self::in_chunks(tokenizer, &ids, &weights, &mentions, &keys)
+        let parts = cut(ids.len(), tokenizer.max_length() - 2, &breaks, &whole)?;
+        Self::in_chunks(tokenizer, &ids, &weights, &parts, &mentions, &keys)
     }
 
-    /// Cuts ids without BOS and EOS, with their weights and tags, into chunks.
+    /// Makes a chunk of each of `parts` of ids without BOS and EOS, with their weights and tags.
     fn in_chunks(
         tokenizer: &ClipTokenizer,
         ids: &[u32],
         weights: &[f32],
+        parts: &[Range<usize>],
         mentions: &[Mention],
         keys: &[(usize, Arc<Key>)],
     ) -> Result<Self> {
         let chunk = tokenizer.max_length();
         let mut prompt =
             Self { ids: Vec::new(), weights: Vec::new(), chunk, mentions: Vec::new(), keys: Vec::new() };
-        for part in cut(ids.len(), chunk - 2, mentions)? {
+        for part in parts {
             let first = prompt.ids.len() + 1;
             prompt.ids.extend(tokenizer.wrap(&ids[part.clone()]));
             prompt.weights.resize(prompt.ids.len(), 1.0);
@@ -210,30 +222,35 @@ fn swap_keys<'a>(
     moved
 }
 
-/// Parts of at most `most` out of `count` tokens, cut before a tag rather than through it. At least one part.
-fn cut(count: usize, most: usize, mentions: &[Mention]) -> Result<Vec<Range<usize>>> {
+/// Parts of at most `most` out of `count` tokens, cut at `breaks`, and else before one of `whole` rather than through it. At least
+/// one part.
+fn cut(count: usize, most: usize, breaks: &[usize], whole: &[Range<usize>]) -> Result<Vec<Range<usize>>> {
     let mut parts = Vec::new();
     let mut start = 0;
-    loop {
-        let mut end = count.min(start + most);
-        let torn = |end: usize| {
-            let torn = mentions.iter().find(|m| end < count && m.tokens.start < end && end < m.tokens.end);
-            torn.map(|mention| mention.tokens.start)
-        };
-        while let Some(before) = torn(end) {
-            end = before;
+    // what is behind the last text ends nothing
+    for last in breaks.iter().copied().filter(|at| *at < count).chain([count]) {
+        loop {
+            let mut end = last.min(start + most);
+            let torn = |end: usize| {
+                let torn = whole.iter().find(|own| end < last && own.start < end && end < own.end);
+                torn.map(|own| own.start)
+            };
+            while let Some(before) = torn(end) {
+                end = before;
+            }
+            if end <= start && last > start {
+                return Err(Error::Input(format!(
+                    "a prompt has overlapping tags over more than {most} tokens; leave some of them out"
+                )));
+            }
+            parts.push(start..end);
+            start = end;
+            if end == last {
+                break;
+            }
         }
-        if end <= start && count > 0 {
-            return Err(Error::Input(format!(
-                "a prompt has overlapping tags over more than {most} tokens; leave some of them out"
-            )));
-        }
-        parts.push(start..end);
-        if end == count {
-            return Ok(parts);
-        }
-        start = end;
     }
+    Ok(parts)
 }
 
 #[cfg(test)]
@@ -243,12 +260,8 @@ mod tests {
     #[test]
     fn cuts_are_before_tags() {
         let cut = |count: usize, tags: &[(usize, usize)]| {
-            let mention = |(start, end): &(usize, usize)| {
-                let tokens = *start..*end;
-                let (tag, bytes) = ("t".into(), 0..0);
-                Mention { feature: 0, tag, bytes, tokens, chunk_end: 0, weight: 1.0, own_brackets: false }
-            };
-            let parts = cut(count, 75, &tags.iter().map(mention).collect::<Vec<_>>())?;
+            let whole = |(start, end): &(usize, usize)| *start..*end;
+            let parts = cut(count, 75, &[], &tags.iter().map(whole).collect::<Vec<_>>())?;
             Ok::<_, Error>(parts.into_iter().map(|part| part.end).collect::<Vec<_>>())
         };
         type Case<'a> = (usize, &'a [(usize, usize)], &'a [usize]);
@@ -266,5 +279,7 @@ mod tests {
             assert_eq!(cut(count, tags).unwrap(), ends, "{count} {tags:?}");
         }
         assert!(cut(110, &[(0, 60), (50, 110)]).is_err());
+        let broken = super::cut(100, 75, &[0, 10, 90, 90], &[84..88, 95..96]).unwrap();
+        assert_eq!(broken, [0..0, 0..10, 10..84, 84..90, 90..90, 90..100]);
     }
 }

@@ -144,6 +144,29 @@ fn unions(select: &str) -> impl Iterator<Item = Vec<&str>> {
         .map(|part| part.split([' ', '\t', '\n', '&']).filter(|term| !term.is_empty()).collect())
 }
 
+/// Which layers terms mean, as a rule's `select` has them, and 3×3 convolutions wherever they are: for what layers have already.
+///
+/// # Errors
+/// [`Error::Pattern`] where a term hits nothing.
+pub(crate) fn meant(text: &str, layers: &[LayerInfo]) -> Result<Vec<bool>> {
+    let (blocks, mut meant) = (Blocks::new(layers), vec![false; layers.len()]);
+    for terms in unions(text) {
+        let mut all = vec![true; layers.len()];
+        for term in &terms {
+            let hits = hits(term, &Term::parse(term, &blocks)?, layers, &blocks)?;
+            all.iter_mut().zip(hits).for_each(|(all, hit)| *all &= hit);
+        }
+        meant.iter_mut().zip(all).for_each(|(meant, hit)| *meant |= hit);
+    }
+    Ok(meant)
+}
+
+/// Whether a term holds of each layer.
+fn hits(term: &str, parsed: &Term<'_>, layers: &[LayerInfo], blocks: &Blocks) -> Result<Vec<bool>> {
+    let hits: Vec<bool> = layers.iter().map(|layer| parsed.holds(layer, blocks)).collect();
+    if hits.contains(&true) { Ok(hits) } else { Err(nearest::no_hit(term, layers, blocks)) }
+}
+
 /// Whether each layer is selected.
 fn select(text: &str, layers: &[LayerInfo], blocks: &Blocks) -> Result<Vec<bool>> {
     let mut selected = vec![false; layers.len()];
@@ -151,10 +174,7 @@ fn select(text: &str, layers: &[LayerInfo], blocks: &Blocks) -> Result<Vec<bool>
         let (mut all, mut asked) = (vec![true; layers.len()], vec![false; layers.len()]);
         for term in &terms {
             let parsed = Term::parse(term, blocks)?;
-            let hits: Vec<bool> = layers.iter().map(|layer| parsed.holds(layer, blocks)).collect();
-            if !hits.contains(&true) {
-                return Err(nearest::no_hit(term, layers, blocks));
-            }
+            let hits = hits(term, &parsed, layers, blocks)?;
             all.iter_mut().zip(hits).for_each(|(all, hit)| *all &= hit);
             let asks = layers.iter().map(|layer| parsed.asks_for_convolutions(layer, blocks));
             asked.iter_mut().zip(asks).for_each(|(asked, asks)| *asked |= asks);

@@ -3,10 +3,14 @@
 use std::path::Path;
 
 use crate::tensor_file::TensorFile;
-use crate::{Error, Result};
+use crate::{Error, Result, embedding};
 
 /// How many bytes [`by_bytes`] wants to see.
 pub(crate) const ENOUGH: u64 = 512;
+
+/// What is said of a path that leads to no file with an end, such as a device or a pipe.
+pub(crate) const NO_FILE: &str =
+    "is a device, a pipe or the like; name a .safetensors file that lies on a disk";
 
 /// What the first bytes of a file say it is, and what to do; `None` where they are nothing known.
 pub(crate) fn by_bytes(start: &[u8]) -> Option<&'static str> {
@@ -48,14 +52,22 @@ pub fn is_lora(path: &Path) -> Result<bool> {
     Ok(holds_lora(&TensorFile::open(path)?))
 }
 
-/// Refuses a checkpoint in place of a LoRA.
+/// Whether a safetensors file is an embedding, by the names and shapes of its tensors.
+///
+/// # Errors
+/// It is no safetensors file, or damaged.
+pub fn is_embedding(path: &Path) -> Result<bool> {
+    Ok(embedding::is_embedding(&TensorFile::open(path)?))
+}
+
+/// Refuses a checkpoint or an embedding in place of a LoRA.
 ///
 /// # Errors
 /// It is one; or no safetensors file, or damaged.
 pub(crate) fn check_lora(path: &Path) -> Result<()> {
     let file = TensorFile::open(path)?;
-    let model = |name: &String| name.starts_with("model.diffusion_model.");
-    match file.tensors().keys().any(model) && !holds_lora(&file) {
+    let model = file.tensors().keys().any(|name| name.starts_with("model.diffusion_model."));
+    match (model || embedding::is_embedding(&file)) && !holds_lora(&file) {
         true => Err(Error::file(path, format!("is no LoRA, but {}", by_tensors(&file)))),
         false => Ok(()),
     }
@@ -93,8 +105,8 @@ pub(crate) fn by_tensors(file: &TensorFile) -> &'static str {
             "a LoRA; give the model that it was made for here, and the LoRA where LoRAs are asked for",
         ),
         (
-            ["emb_params", "clip_l", "clip_g"].iter().any(|name| file.tensors().contains_key(*name)),
-            "an embedding (textual inversion), which is not supported",
+            embedding::is_embedding(file),
+            "an embedding (textual inversion); give it beside a model, `strata generate --embedding FILE`",
         ),
         (starts("control_model.") || starts("controlnet_"), "a ControlNet, which is not supported"),
         (

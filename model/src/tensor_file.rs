@@ -31,8 +31,12 @@ impl TensorFile {
     /// Opens `path` and checks its header against the file's length.
     ///
     /// # Errors
-    /// The file cannot be opened, is no safetensors file, is damaged, or is shorter or longer than its header says.
+    /// The file cannot be opened, is a device, no safetensors file, is damaged, or is shorter or longer than its header says.
     pub fn open(path: &Path) -> Result<Self> {
+        // a pipe may have no end, nor even a beginning
+        if path.exists() && !path.is_file() && !path.is_dir() {
+            return Err(Error::file(path, sniff::NO_FILE));
+        }
         let mut file = File::open(path).map_err(Error::io("open", path))?;
         let length = file.metadata().map_err(Error::io("open", path))?.len();
         let mut start = Vec::new();
@@ -101,6 +105,28 @@ impl TensorFile {
     /// read fails.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         self.read_part(name, Chunk::WHOLE)
+    }
+
+    /// The bytes of a tensor as they are.
+    ///
+    /// # Errors
+    /// No such tensor, or the read fails.
+    pub(crate) fn bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(Error::MissingTensor {
+                path: self.path.clone(),
+                name: name.into(),
+                shape: Vec::new(),
+            });
+        };
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let at = SeekFrom::Start(self.data_start + start as u64);
+        self.file
+            .seek(at)
+            .and_then(|_| self.file.read_exact(&mut bytes))
+            .map_err(Error::io("read", &self.path))?;
+        Ok(bytes)
     }
 
     /// Reads a part of a tensor, see [`read`](Self::read). Bytes are converted as they come, so that host memory holds little
@@ -201,6 +227,17 @@ pub fn header<'a>(
     tensors: impl IntoIterator<Item = (&'a str, Vec<usize>)>,
     metadata: &BTreeMap<String, String>,
 ) -> serde_json::Result<Vec<u8>> {
+    header_of(tensors.into_iter().map(|(name, shape)| (name, dtype, shape)), metadata)
+}
+
+/// As [`header`], of tensors that have a dtype each.
+///
+/// # Errors
+/// As [`header`].
+pub(crate) fn header_of<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, Dtype, Vec<usize>)>,
+    metadata: &BTreeMap<String, String>,
+) -> serde_json::Result<Vec<u8>> {
     let mut json = String::from("{");
     let mut separator = "";
     if !metadata.is_empty() {
@@ -208,7 +245,7 @@ pub fn header<'a>(
         separator = ",";
     }
     let mut offset = 0;
-    for (name, shape) in tensors {
+    for (name, dtype, shape) in tensors {
         let end = offset + shape.iter().product::<usize>() * dtype.bitsize() / 8;
         let info = TensorInfo { dtype, shape, data_offsets: (offset, end) };
         json += &format!("{separator}{}:{}", serde_json::to_string(name)?, serde_json::to_string(&info)?);

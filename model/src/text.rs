@@ -119,9 +119,7 @@ impl TextEncoder {
             )));
         }
         let (chunk, gpu) = (self.tokenizer.max_length(), self.clip.gpu());
-        let ids: Vec<u32> = prompts.iter().flat_map(Prompt::ids).copied().collect();
-        let ids = Tensor::from_u32(gpu, &ids, &[ids.len() / chunk, chunk])?;
-        let embedded = self.with_keys(self.clip.embed(&ids)?, prompts)?;
+        let embedded = self.embed(prompts)?;
         let states = self.clip.encode(&Cx { gates, ..Cx::new(&Tape::off()) }, embedded, skip)?;
         let channels = states.last();
         let states = states.reshape(&[prompts.len(), tokens, channels])?;
@@ -134,6 +132,18 @@ impl TextEncoder {
             emphasise(values, weights);
         }
         Conditioning::upload(gpu, &values, states.shape(), states.dtype())
+    }
+
+    /// What the tokens of prompts begin as, their chunks one after the other: [chunks, T, C], with the vectors of keys and of
+    /// embeddings where those stand.
+    ///
+    /// # Errors
+    /// There is no prompt, vectors are of another width, or the GPU fails.
+    pub fn embed(&self, prompts: &[Prompt]) -> Result<Tensor> {
+        let chunk = self.tokenizer.max_length();
+        let ids: Vec<u32> = prompts.iter().flat_map(Prompt::ids).copied().collect();
+        let ids = Tensor::from_u32(self.clip.gpu(), &ids, &[ids.len() / chunk, chunk])?;
+        self.with_keys(self.clip.embed(&ids)?, prompts)
     }
 
     /// The embeddings of prompts, with the vectors of keys where those stand.

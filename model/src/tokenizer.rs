@@ -3,7 +3,7 @@
 
 mod standard;
 
-use crate::{Error, Result};
+use crate::{Error, Result, Tag};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,6 +34,7 @@ pub struct ClipTokenizer {
     eos: u32,
     pad: u32,
     max_length: usize,
+    words: Vec<Tag>,
 }
 
 impl ClipTokenizer {
@@ -99,7 +100,18 @@ impl ClipTokenizer {
                 "model_max_length is {max_length}, which does not even hold BOS and EOS"
             )));
         }
-        Ok(Self { folder: folder.into(), tokenizer, bos, eos, pad, max_length })
+        let words = Vec::new();
+        Ok(Self { folder: folder.into(), tokenizer, bos, eos, pad, max_length, words })
+    }
+
+    /// Adds words that have vectors of their own, which stand for them in every prompt and caption that is read.
+    pub(crate) fn add_words(&mut self, words: impl IntoIterator<Item = Tag>) {
+        self.words.extend(words);
+    }
+
+    /// The words that have vectors of their own.
+    pub fn words(&self) -> &[Tag] {
+        &self.words
     }
 
     /// The text's own ids: no BOS or EOS, not cut, not padded.

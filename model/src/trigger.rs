@@ -56,12 +56,18 @@ impl Tag {
     ///
     /// # Errors
     /// The text is empty, a single letter, digit or sign (but for those that are words), or no word of its own even
-    /// between spaces, or it has more tokens than fit into one chunk of a prompt.
+    /// between spaces, it has characters that are not seen, or more tokens than fit into one chunk of a prompt.
     pub fn new(tokenizer: &ClipTokenizer, text: &str) -> Result<Self> {
         let refuse = |message: String| Err(Error::Lora(message));
         let text = text.trim().to_string();
         let (folded, ids) = (tokenizer.fold(&text)?.get().trim().to_string(), tokenizer.ids(&text)?);
         let most = tokenizer.max_length() - 2;
+        if let Some(c) = text.chars().find(|c| is_unseen(*c)) {
+            return refuse(format!(
+                "the tag {text:?} has the character U+{:04X}, which is not seen where it is written; leave it out",
+                u32::from(c)
+            ));
+        }
         let mut chars = folded.chars();
         match (chars.next(), chars.next()) {
             (None, _) => {
@@ -118,6 +124,11 @@ impl Tag {
     /// As it is written.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Whether another tag is found wherever this one is.
+    pub(crate) fn reads_as(&self, other: &Self) -> bool {
+        self.folded == other.folded
     }
 
     /// Its token ids, without a key.
@@ -249,6 +260,13 @@ fn has_partner(tag: &str, bracket: char) -> bool {
     tag.matches(open).count() == tag.matches(close).count()
 }
 
+/// Characters that nobody would write again: controls, and marks of no width that join nothing. White space of any kind is a space.
+fn is_unseen(c: char) -> bool {
+    let marks = ['\u{ad}', '\u{61c}', '\u{180e}', '\u{200b}', '\u{200e}', '\u{200f}', '\u{feff}'];
+    let ranges = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}');
+    c.is_control() && !c.is_whitespace() || marks.contains(&c) || ranges
+}
+
 /// Of what words are made.
 fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
@@ -275,5 +293,7 @@ pub fn tags_of(metadata: &BTreeMap<String, String>) -> Result<Vec<String>> {
         });
     }
     let phrase = metadata.get("modelspec.trigger_phrase").map_or("", String::as_str);
-    Ok(phrase.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(str::to_string).collect())
+    // white space of any kind is a space to the text encoder
+    let words = phrase.split(',').map(|tag| tag.split_whitespace().collect::<Vec<_>>().join(" "));
+    Ok(words.filter(|tag| !tag.is_empty()).collect())
 }

@@ -37,6 +37,14 @@ pub(crate) struct Stored {
     pub chunk: Chunk,
 }
 
+/// A tensor, or a part of one, on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub file: PathBuf,
+    pub name: String,
+    pub chunk: Chunk,
+}
+
 impl Weights {
     /// Opens the weights of a component folder: `<stem>.safetensors`, else `<stem>.fp16.safetensors`, else the shards
     /// named by `<stem>.safetensors.index.json` (or its fp16 form). `stem` is `diffusion_pytorch_model` for U-Net and
@@ -213,6 +221,23 @@ impl Weights {
             Some(slot) => slot.check(shapes, self.files[slot.file].path().into()),
             None => Err(self.missing(names, shapes)),
         }
+    }
+
+    /// Where a tensor lies, and the shape that it has there; names and shapes are those that [`take_any`](Self::take_any) is given.
+    ///
+    /// # Errors
+    /// The tensor is missing or of another shape.
+    pub(crate) fn place(&self, names: &[&str], shapes: &[&[usize]]) -> Result<Place> {
+        self.check(names, shapes)?;
+        let slot = names.iter().find_map(|name| self.slots.get(*name));
+        let slot = slot.ok_or_else(|| self.missing(names, shapes))?;
+        let file = self.files[slot.file].path().to_owned();
+        Ok(Place { file, name: slot.name.clone(), chunk: slot.chunk })
+    }
+
+    /// The files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &TensorFile> {
+        self.files.iter()
     }
 
     fn missing(&self, names: &[&str], shapes: &[&[usize]]) -> Error {

@@ -7,7 +7,7 @@ use image::RgbImage;
 use strata_model::{LoraWeights, Part, SAMPLERS};
 use tempfile::tempdir;
 
-use crate::cli::{fails, prints, strata, text};
+use crate::cli::{fails, misused, prints, strata, text};
 use crate::support::golden;
 
 /// Draws a small picture; its pixels and the bytes of its file.
@@ -168,5 +168,9 @@ fn lora_files_are_shown_converted_merged_and_resized() {
         let close = |(a, b): (f32, f32)| (a - b).abs() < 1e-5;
         assert!(module.delta().into_iter().zip(resized.delta()).all(close), "{key:?}");
     }
+    misused(
+        &["lora", "resize", "a", "--rank", "0", "--out", "x"],
+        &["--rank", "from 1 to 4096", "--energy 0.95"],
+    );
     fails(&["lora", "resize", text(&kohya), "--energy", "2", "--out", &path("x")], &["energy 2", "share"]);
 }

@@ -1,10 +1,12 @@
 //! Everything about Strata that a machine can check, in one binary.
 
+mod calls;
 mod checkpointing;
 mod cli;
 mod dataset;
 mod demo;
 mod drawing;
+mod embeddings;
 mod engine;
 mod features;
 mod files;
@@ -15,6 +17,7 @@ mod goldens;
 mod harness_bites;
 mod keys;
 mod lint;
+mod merge;
 mod probe;
 mod resume;
 mod rows;

@@ -9,8 +9,8 @@ use serde_json::Value;
 use strata_benches::parity;
 use strata_engine::{DType, Gpu, Tape, Tensor};
 use strata_model::{
-    Checkpoint, ClipTokenizer, Cx, F32s, Family, LoraWeights, ModelOptions, PredictionType, TensorFile,
-    UnetConfig, write_f32s,
+    Checkpoint, ClipTokenizer, Cx, F32s, Family, LoraWeights, ModelOptions, PredictionType, Spelling,
+    TensorFile, UnetConfig, write_f32s,
 };
 use strata_tests::{Setup, gpu};
 use strata_trainer::Config;
@@ -18,7 +18,7 @@ use tempfile::tempdir;
 
 use crate::cli::{fails, prints, strata, text};
 use crate::support::{
-    MODELS, copy_folder, f32s, golden, golden_tensors, predict, put, refused, safetensors, with_header,
+    MODELS, copy_folder, f32s, golden, golden_tensors, nhwc, predict, put, refused, safetensors, with_header,
 };
 
 fn single(model: &str) -> PathBuf {
@@ -62,15 +62,6 @@ fn says(gpu: &Gpu, model: &Checkpoint, goldens: &str) -> Vec<Vec<f32>> {
     let (mean, _) =
         model.vae(gpu, DType::F32).unwrap().encode(&cx, &nhwc(gpu, &inputs["vae.image"])).unwrap();
     [states, said, mean].iter().map(|tensor| tensor.to_f32().unwrap()).collect()
-}
-
-/// From N C H W.
-fn nhwc(gpu: &Gpu, (shape, values): &(Vec<usize>, Vec<f32>)) -> Tensor {
-    let &[n, c, h, w] = &shape[..] else { panic!("{shape:?}") };
-    let turned: Vec<f32> = (0..n * h * w * c)
-        .map(|i| values[((i / (h * w * c)) * c + i % c) * h * w + i / c % (h * w)])
-        .collect();
-    Tensor::from_f32(gpu, &turned, &[n, h, w, c], DType::F32).unwrap()
 }
 
 fn nchw(values: &[f32], (shape, expected): &(Vec<usize>, Vec<f32>)) -> f64 {
@@ -447,6 +438,33 @@ fn info_says_what_a_file_is() {
         LoraWeights::read(&lora).unwrap().modules.values().map(|module| module.norm().powi(2)).sum();
     assert!(squares > 0.0 && (squares - all).abs() < 1e-9 * all);
     assert_eq!(strata(&["info", text(&root.join("vae.safetensors"))]).code, Some(1));
+
+    // PEFT's folder, and embeddings
+    let folder = tempdir().unwrap();
+    let peft = folder.path().join("peft");
+    LoraWeights::read(&lora).unwrap().write_as(Spelling::Peft, &peft).unwrap();
+    let shown = prints(&["info", text(&peft)]);
+    assert!(shown.starts_with("LoRA ") && shown.contains("mid_block.attentions.0"), "{shown}");
+    let embedding = golden("sd15-tiny", "embeddings/learned_embeds.safetensors");
+    let shown = prints(&["info", text(&embedding)]);
+    for words in ["embedding ", "word          <toy-b>", "1 vector of 32 channels", "--embedding FILE[=WORD]"]
+    {
+        assert!(shown.contains(words), "{words:?} is not in: {shown}");
+    }
+    let json: Value = serde_json::from_str(&prints(&["info", text(&embedding), "--json"])).unwrap();
+    assert_eq!((&json["kind"], &json["channels"]), (&"embedding".into(), &32.into()));
+}
+
+/// What is no file with an end is told, and not waited for.
+#[cfg(unix)]
+#[test]
+fn devices_are_no_models() {
+    let device = Path::new("/dev/zero");
+    refused(Checkpoint::open(device), &["/dev/zero", "a device"]);
+    refused(LoraWeights::read(device), &["/dev/zero", "a device"]);
+    fails(&["info", "/dev/full"], &["/dev/full", "a device"]);
+    fails(&["layers", "/dev/null"], &["/dev/null", "a device"]);
+    fails(&["lora", "info", "/dev/full"], &["/dev/full", "a device"]);
 }
 
 fn count(checkpoint: Checkpoint) -> usize {

@@ -59,6 +59,15 @@ pub fn golden_tensors(model: &str, path: &str) -> BTreeMap<String, (Vec<usize>, 
     shapes.into_iter().filter_map(read).collect()
 }
 
+/// From N C H W.
+pub fn nhwc(gpu: &Gpu, (shape, values): &(Vec<usize>, Vec<f32>)) -> Tensor {
+    let &[n, c, h, w] = &shape[..] else { panic!("{shape:?}") };
+    let turned: Vec<f32> = (0..n * h * w * c)
+        .map(|i| values[((i / (h * w * c)) * c + i % c) * h * w + i / c % (h * w)])
+        .collect();
+    Tensor::from_f32(gpu, &turned, &[n, h, w, c], DType::F32).unwrap()
+}
+
 /// A JSON file of a tiny pipeline.
 pub fn golden_json(model: &str, path: &str) -> serde_json::Value {
     serde_json::from_slice(&fs::read(golden(model, path)).unwrap()).unwrap()

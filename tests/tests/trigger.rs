@@ -352,6 +352,10 @@ fn what_is_no_tag_is_refused() {
     // an accent, and a joiner of emoji, belong to what is beside them
     refused(Tag::new(&tokenizer, "\u{301}cat"), &["joins"]);
     refused(Tag::new(&tokenizer, "\u{200d}🔬"), &["joins"]);
+    for unseen in ["hair\u{200b}", "hair\u{7}style", "\u{feff}hair", "a\u{ad}b", "\u{202e}ab"] {
+        refused(Tag::new(&tokenizer, unseen), &["U+", "not seen", "leave it out"]);
+    }
+    Tag::new(&tokenizer, "👩\u{200d}🔬").unwrap();
     refused(Prompt::read(&tokenizer, "(cat:1.2.3)", &[], Reading::Weighted), &["1.2.3", "(cat:1.2)"]);
     // tags of which one is in the other, over more than a chunk: no place to cut
     let (a, b) = (["5 ".repeat(60), "6 ".repeat(10)].concat(), ["6 ".repeat(10), "7 ".repeat(60)].concat());

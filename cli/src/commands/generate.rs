@@ -1,5 +1,7 @@
 //! `strata generate`
 
+mod calls;
+mod embedding;
 mod lora;
 mod parameters;
 mod remarks;
@@ -9,17 +11,19 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use image::RgbImage;
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader, RgbImage};
 use strata_engine::{DType, Gpu};
 use strata_model::progress::{bar, waiting};
 use strata_model::{Checkpoint, LoraSet, Pipeline, Scene, Wording, png_with_text, write_atomic};
 
+use embedding::EmbeddingArg;
 use remarks::remarks;
 use sampling::SamplingArgs;
 
-use super::lora::LoraArg;
+use super::lora::{Lora, LoraArg};
 use super::model::ModelArgs;
+use super::picture::open_picture;
 use super::{GpuArgs, MAX_SIDE, check_file, note, number_format, seed, supported};
 
 /// Draw pictures from text
@@ -27,7 +31,7 @@ use super::{GpuArgs, MAX_SIDE, check_file, note, number_format, seed, supported}
 /// Equal arguments give equal pictures. The picture of seed S is the same alone and as one of several.
 ///
 /// Prompts may be of any length, and have weights as A1111 writes them: (text:1.2), (text) for × 1.1, [text] for ÷ 1.1,
-/// and \( for a bracket that means itself. The weight of a LoRA's tag is that of the LoRA.
+/// and \( for a bracket that means itself. The weight of a LoRA's tag is that of the LoRA. BREAK begins a new chunk of 75 tokens.
 ///
 /// The files say how they were made, as A1111 reads it.
 #[derive(clap::Args)]
@@ -39,6 +43,8 @@ Options of a LoRA, after commas:
   after          with gate=token: also at the tokens after the tag
   tag=WORD       a tag to wait for, in place of those that the file names; may be repeated
   uncond         on in the negative prompt's half too
+  lbw=WEIGHTS    weights of the text encoder and of blocks, as LBW numbers them: 17 or 26, such as lbw=1,0,0,0,1,1,1,…, or INS, IND,
+                 INALL, MIDD, OUTD, OUTS, OUTALL
   region=LEFT:TOP:RIGHT:BOTTOM   keep it to a part of the picture, in shares from 0 to 1
   region=MASK                    the same by a picture: opaque inside where its alpha channel varies, else white inside
 
@@ -50,6 +56,9 @@ Examples:
   strata generate sd15 --prompt 'portrait, hair_style_a, coat_b' --lora hair.safetensors,tag=hair_style_a \\
       --lora coat.safetensors,tag=coat_b --together place
   strata generate sd15 --prompt 'two people' --lora a.safetensors,region=0:0:0.5:1 --lora b.safetensors,region=0.5:0:1:1
+  strata generate sd15 --prompt 'a photo of a <cat-toy>' --negative easynegative --embedding learned_embeds.safetensors \\
+      --embedding easynegative.safetensors
+  strata generate sd15 --prompt 'a photo of a cat <lora:ink:0.7>' --lora-dir loras
   strata generate sd15 --prompt 'an oil painting of a cat' --init photo.jpg --strength 0.6
   strata generate sd15 --prompt 'a cat' --negative blurry --count 4      (strata-1.png to strata-4.png, seeds 0 to 3)")]
 pub struct Generate {
@@ -64,6 +73,14 @@ pub struct Generate {
     /// A LoRA, how strong it is, and when and where (see below); may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT][,OPTION...]", value_parser = LoraArg::to_draw)]
     lora: Vec<LoraArg>,
+    /// A folder with LoRAs that the prompt calls as in A1111: <lora:NAME:WEIGHT>, <lora:NAME:TEXT:UNET> with a weight for the text encoder,
+    /// and <lora:NAME:1:lbw=WEIGHTS>. NAME is a file's without .safetensors
+    #[arg(long, value_name = "FOLDER")]
+    lora_dir: Option<PathBuf>,
+    /// An embedding (textual inversion), whose vectors stand for its word in the prompts; may be given several times [default word:
+    /// the one that the file names, else the file's name]
+    #[arg(long, value_name = "FILE[=WORD]", value_parser = EmbeddingArg::parse)]
+    embedding: Vec<EmbeddingArg>,
     /// Leave unused what of a LoRA file cannot be applied, such as its modules of a second text encoder, and say so
     #[arg(long)]
     allow_unused: bool,
@@ -111,7 +128,7 @@ impl Generate {
             u64::MAX,
             self.count
         );
-        let checkpoint = self.model.open()?;
+        let mut checkpoint = self.model.open()?;
         let layers = checkpoint.text_layers()?;
         ensure!(
             usize::from(self.clip_skip) <= layers,
@@ -119,10 +136,22 @@ impl Generate {
             self.clip_skip,
             checkpoint.path().display()
         );
-        let prompts = [&self.prompt, &self.negative];
+        let (prompt, called) = match &self.lora_dir {
+            Some(folder) => calls::read(&self.prompt, folder)?,
+            None => (self.prompt.clone(), Vec::new()),
+        };
+        let prompts = [&prompt, &self.negative];
         prompts.iter().flat_map(|prompt| remarks(prompt)).for_each(|remark| note(&remark));
-        let loras =
-            self.lora.iter().map(|lora| lora.open(self.allow_unused, true)).collect::<Result<Vec<_>>>()?;
+        let layers = checkpoint.layers()?;
+        let weighed = |lora: &LoraArg| -> Result<Lora> {
+            let mut lora = lora.open(self.allow_unused, true)?;
+            lora.weigh(&layers).with_context(|| lora.path.display().to_string())?;
+            Ok(lora)
+        };
+        let loras = self.lora.iter().chain(&called).map(weighed).collect::<Result<Vec<_>>>()?;
+        let embeddings = self.embedding.iter().map(EmbeddingArg::open).collect::<Result<Vec<_>>>()?;
+        let bundled = loras.iter().flat_map(|lora| lora.file.embeddings.values().cloned());
+        checkpoint.add_embeddings(embeddings.iter().cloned().chain(bundled))?;
         let gpu = self.gpu.open()?;
         let dtype = match self.dtype {
             Some(dtype) => supported(dtype, &gpu)?,
@@ -149,11 +178,12 @@ impl Generate {
         }
         let sigmas = sampling.sigmas(&pipeline.scheduler);
         let calls = pipeline.plan(&sampling)?.calls().len() as u64;
-        let wording =
-            Wording::read(pipeline.text.tokenizer(), &[&self.prompt], &[&self.negative], &features)?;
+        let wording = Wording::read(pipeline.text.tokenizer(), &[&prompt], &[&self.negative], &features)?;
         for (i, (lora, feature)) in loras.iter().zip(&features).enumerate() {
             note(&lora.state(i, feature, &wording.wanted[0]));
         }
+        let words = embedding::notes(pipeline.text.tokenizer(), &prompt, &self.negative)?;
+        words.iter().for_each(|text| note(text));
         let progress = bar(calls * u64::from(self.count), "steps");
         let skip = usize::from(self.clip_skip - 1);
         let scene = Scene::new(&pipeline, &wording, &features, &sampling, dtype, size, skip)?;
@@ -163,7 +193,7 @@ impl Generate {
             for picture in pipeline.decode(&latents)? {
                 let path = self.path_of(i);
                 let [width, height] = [picture.width(), picture.height()];
-                let parameters = self.parameters(&loras, sigmas, [width, height], seed)?;
+                let parameters = self.parameters(&loras, &embeddings, sigmas, [width, height], seed)?;
                 write_png(&path, &picture, &parameters)?;
                 progress.suspend(|| writeln!(out, "wrote {} (seed {seed})", path.display()))?;
             }
@@ -217,8 +247,8 @@ pub(super) fn open(gpu: &Gpu, checkpoint: &Checkpoint, dtype: DType) -> Result<P
 
 /// The latent of a picture of any format, which is resized and cut about its middle to latents of this height and width.
 fn read_picture(path: &Path, [h, w]: [usize; 2], pipeline: &Pipeline) -> Result<Vec<f32>> {
-    let read = || -> Result<DynamicImage> { Ok(ImageReader::open(path)?.with_guessed_format()?.decode()?) };
-    let picture = read().with_context(|| format!("--init {}: no readable picture", path.display()))?;
+    let picture =
+        open_picture(path).with_context(|| format!("--init {}: no readable picture", path.display()))?;
     let scale = pipeline.vae.config().downscale();
     let [width, height] = [w, h].map(|side| (side * scale) as u32);
     let fitted = picture.resize_to_fill(width, height, FilterType::Lanczos3);

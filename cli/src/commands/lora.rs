@@ -5,13 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
+use super::picture::open_picture;
 use anyhow::{Context, Result, bail, ensure};
-use image::ImageReader;
 use strata_model::progress::note;
-use strata_model::{GateMode, LoraWeights, Part, Region, counted, tags_of};
+use strata_model::{GateMode, LayerInfo, LoraWeights, Part, Region, counted, tags_of};
 
 /// Every option, as it is typed up to its value.
-const OPTIONS: [&str; 6] = ["gate=", "tag=", "class=", "region=", "after", "uncond"];
+const OPTIONS: [&str; 7] = ["gate=", "tag=", "class=", "region=", "lbw=", "after", "uncond"];
 const GATES: [&str; 3] = ["always", "prompt", "token"];
 /// How alike (Jaro) a word must be to be suggested.
 const ALIKE: f64 = 0.7;
@@ -28,6 +28,10 @@ pub struct LoraArg {
     gate: Option<GateMode>,
     region: Option<Place>,
     uncond: bool,
+    /// Its modules of the text encoder, where they have a weight of their own.
+    text_weight: Option<f32>,
+    /// LBW's weights of blocks.
+    blocks: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -51,9 +55,22 @@ pub struct Lora {
     pub gate: GateMode,
     pub region: Option<Region>,
     pub uncond: bool,
+    text_weight: Option<f32>,
+    blocks: Option<String>,
 }
 
 impl LoraArg {
+    /// One that a prompt calls, with weights for the U-Net and for the text encoder.
+    pub fn called(path: PathBuf, weight: f32, text: f32, blocks: Option<String>) -> Self {
+        let text_weight = Some(text).filter(|text| *text != weight);
+        Self { weight, text_weight, blocks, ..Self::new(path, weight) }
+    }
+
+    fn new(path: PathBuf, weight: f32) -> Self {
+        let (tags, class, gate, region) = (Vec::new(), None, None, None);
+        Self { path, weight, tags, class, gate, region, uncond: false, text_weight: None, blocks: None }
+    }
+
     /// For commands that draw with it.
     pub fn to_draw(arg: &str) -> Result<Self> {
         let lora = Self::parse(arg)?;
@@ -67,11 +84,13 @@ impl LoraArg {
         let meaningless = [
             (lora.gate.is_some(), "gate=", "each way of gating is measured"),
             (lora.region.is_some(), "region=", "whole pictures are measured"),
+            (lora.blocks.is_some(), "lbw=", "whole LoRAs are measured, and each of their blocks"),
             (lora.uncond, "uncond", "what is measured is one prompt's, without a negative one"),
         ];
         for (given, option, why) in meaningless {
             ensure!(!given, "{option} has no meaning here: {why}; leave it out");
         }
+        ensure!(lora.weight != 0.0, "with the weight 0 a LoRA does nothing, and there is nothing to measure");
         Ok(lora)
     }
 
@@ -79,13 +98,12 @@ impl LoraArg {
         let (base, options) = split_options(arg);
         let (path, weight) = split_weight(base)?;
         if let Some((_, option)) = path.rsplit_once(',').filter(|_| !path.ends_with(".safetensors")) {
-            let options = "gate=always|prompt|token, tag=WORD, class=WORD, region=LEFT:TOP:RIGHT:BOTTOM, region=MASK, after and \
-                           uncond";
+            let options = "gate=always|prompt|token, tag=WORD, class=WORD, region=LEFT:TOP:RIGHT:BOTTOM, region=MASK, lbw=WEIGHTS, \
+                           after and uncond";
             bail!("`{option}` is no option{}; options are {options}", meant(option, &OPTIONS));
         }
         ensure!(!path.is_empty(), "name a file");
-        let (tags, class, gate, region) = (Vec::new(), None, None, None);
-        let mut lora = Self { path: path.into(), weight, tags, class, gate, region, uncond: false };
+        let mut lora = Self::new(path.into(), weight);
         let mut after = false;
         for option in options {
             match option.split_once('=').unwrap_or((option, "")) {
@@ -102,6 +120,10 @@ impl LoraArg {
                     ensure!(lora.region.is_none(), "region={place}: a LoRA has one region; keep one region=");
                     lora.region = Some(Place::parse(place)?);
                 }
+                ("lbw", weights) => {
+                    ensure!(lora.blocks.is_none(), "lbw={weights}: a LoRA has one lbw=");
+                    lora.blocks = Some(word("lbw", weights)?);
+                }
                 ("after", _) => after = true,
                 _ => lora.uncond = true,
             }
@@ -115,7 +137,7 @@ impl LoraArg {
 
     /// Reads the file, and the mask of a region. `text` says whether modules of the text encoder have a use.
     pub fn open(&self, allow_unused: bool, text: bool) -> Result<Lora> {
-        let Self { path, weight, class, uncond, .. } = self.clone();
+        let Self { path, weight, class, uncond, text_weight, blocks, .. } = self.clone();
         let mut file = LoraWeights::read(&path)?;
         let own = text.then(|| file.take(Part::TextEncoder));
         let others = file.take_others();
@@ -146,7 +168,30 @@ impl LoraArg {
             "{}: has modules of the text encoder alone; a LoRA is drawn with if it has some of the U-Net",
             path.display()
         );
-        Ok(Lora { path, file, text: own, weight, tags, class, gate, region, uncond })
+        Ok(Lora { path, file, text: own, weight, tags, class, gate, region, uncond, text_weight, blocks })
+    }
+}
+
+impl Lora {
+    /// Takes of each block, and of the text encoder, what was asked for; `layers` are those of the model's U-Net.
+    pub fn weigh(&mut self, layers: &[LayerInfo]) -> Result<()> {
+        for file in [Some(&mut self.file), self.text.as_mut()].into_iter().flatten() {
+            if let Some(blocks) = &self.blocks {
+                file.scale_blocks(blocks, layers)?;
+            }
+        }
+        if let (Some(own), Some(text)) = (self.text_weight, &mut self.text) {
+            ensure!(
+                self.weight != 0.0 || text.modules.is_empty(),
+                "a weight for the text encoder needs one for the U-Net"
+            );
+            text.scale_at("text_encoder", own / self.weight, layers)?;
+        }
+        ensure!(
+            !self.file.modules.is_empty(),
+            "none of its modules is left to draw with: all their blocks have the weight 0"
+        );
+        Ok(())
     }
 }
 
@@ -176,7 +221,7 @@ impl Place {
 /// A picture of any format, told by its content. Its shape is in its alpha channel where that varies, else in how light it
 /// is.
 fn mask(path: &Path) -> Result<Region> {
-    let picture = ImageReader::open(path)?.with_guessed_format()?.decode()?;
+    let picture = open_picture(path)?;
     let alpha: Vec<u8> = picture.to_rgba8().pixels().map(|pixel| pixel.0[3]).collect();
     let varies = alpha.iter().any(|value| *value != alpha[0]);
     let values = if varies { alpha } else { picture.to_luma8().into_raw() };
@@ -218,10 +263,21 @@ fn split_options(arg: &str) -> (&str, Vec<&str>) {
             .iter()
             .any(|name| if name.ends_with('=') { option.starts_with(name) } else { option == *name })
     };
+    let number = |option: &str| option.trim().parse::<f32>().is_ok();
     let (mut base, mut options) = (arg, Vec::new());
-    while let Some((rest, option)) = base.rsplit_once(',').filter(|(_, option)| known(option)) {
-        options.insert(0, option);
-        base = rest;
+    // what an option ends with: weights of blocks may have commas between them
+    let (mut before, mut end) = (arg, arg.len());
+    while let Some((rest, option)) = before.rsplit_once(',') {
+        before = rest;
+        if number(option) {
+            continue;
+        }
+        let whole = &arg[rest.len() + 1..end];
+        if !known(option) || whole != option && !option.starts_with("lbw=") {
+            break;
+        }
+        options.insert(0, whole);
+        (base, end) = (rest, rest.len());
     }
     (base, options)
 }
@@ -231,9 +287,18 @@ pub fn split_weight(base: &str) -> Result<(&str, f32)> {
     let Some((path, weight)) = base.rsplit_once(':') else { return Ok((base, 1.0)) };
     match weight.parse::<f32>() {
         Ok(weight) if weight.is_finite() => Ok((path, weight)),
+        // not written as infinite
+        Ok(weight) if weight.is_infinite() && weight_digits(base) => {
+            bail!("the weight of {path} is too large; write one of ordinary size, such as {path}:0.8")
+        }
         Err(_) if !path.ends_with(".safetensors") || weight.contains(',') => Ok((base, 1.0)),
         _ => bail!("the weight `{weight}` is no number; write one such as {path}:0.8"),
     }
+}
+
+/// Whether what follows the last colon is written in digits.
+fn weight_digits(base: &str) -> bool {
+    base.rsplit(':').next().is_some_and(|weight| weight.contains(|c: char| c.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -258,6 +323,9 @@ mod tests {
         for weight in ["nan", "inf", "x", "0.8.", ""] {
             assert!(refused(&format!("a.safetensors:{weight}")).contains("is no number"), "{weight}");
         }
+        for weight in ["1e39", "-1e39"] {
+            assert!(refused(&format!("a.safetensors:{weight}")).contains("is too large"), "{weight}");
+        }
     }
 
     #[test]
@@ -268,6 +336,9 @@ mod tests {
         assert_eq!(lora.gate, Some(GateMode::Token { after: true }));
         assert_eq!((lora.tags, lora.class), (vec!["x y".to_owned(), "z".to_owned()], Some("w".to_owned())));
         assert_eq!((lora.region, lora.uncond), (Some(Place::Box([0.0, 0.0, 1.0, 1.0])), true));
+        let weighed = LoraArg::parse("a.safetensors:0.5,lbw=1,0, 0.5,-1,gate=token,after").unwrap();
+        assert_eq!((weighed.weight, weighed.blocks), (0.5, Some("1,0, 0.5,-1".to_owned())));
+        assert_eq!(LoraArg::parse("a,lbw=OUTALL").unwrap().blocks, Some("OUTALL".to_owned()));
         let mask = LoraArg::parse(r"a,region=C:\mask.png").unwrap();
         assert_eq!(mask.region, Some(Place::Mask(r"C:\mask.png".into())));
     }
@@ -288,6 +359,8 @@ mod tests {
             ("a,region=", &["region= has no value"]),
             ("a,region=0:0:2:1", &["0:0:2:1", "left half"]),
             ("a,class=x,class=y", &["one class"]),
+            ("a,lbw=INS,lbw=OUTS", &["lbw=OUTS", "one lbw="]),
+            ("a.safetensors,gate=prompt,1", &["`1` is no option"]),
             ("a,gate=prompt,gate=always", &["gate=always", "one gate"]),
             ("a,region=0:0:1:1,region=m.png", &["region=m.png", "one region"]),
             ("", &["name a file"]),
@@ -296,10 +369,13 @@ mod tests {
             parts.iter().for_each(|part| assert!(message.contains(part), "{arg}: {part:?} not in {message}"));
         }
         assert!(LoraArg::to_draw("a,class=x").is_err() && LoraArg::to_measure("a,class=x,tag=y").is_ok());
-        for option in ["gate=always", "region=0:0:1:1", "uncond"] {
+        for option in ["gate=always", "region=0:0:1:1", "uncond", "lbw=INS"] {
             let message = LoraArg::to_measure(&format!("a,{option}")).unwrap_err().to_string();
             assert!(message.contains("has no meaning here"), "{message}");
         }
+        let message = LoraArg::to_measure("a.safetensors:0").unwrap_err().to_string();
+        assert!(message.contains("nothing to measure"), "{message}");
+        assert!(LoraArg::to_draw("a.safetensors:0").is_ok());
     }
 
     #[test]

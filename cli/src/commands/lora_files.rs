@@ -1,14 +1,18 @@
 //! `strata lora`
 
+mod model;
+
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use strata_model::{LoraWeights, Spelling, Target};
 
 use super::info::{lora, show};
 use super::lora::split_weight;
+use super::rank;
+use model::{Extract, IntoModel};
 
 /// Look into LoRA files, and make others of them
 ///
@@ -19,6 +23,9 @@ Examples:
   strata lora info hair.safetensors
   strata lora convert hair.safetensors --to peft --out hair
   strata lora merge hair.safetensors:0.8 coat.safetensors --out both.safetensors
+  strata lora merge hair.safetensors:0.8 --into sd15.safetensors --out merged.safetensors
+  strata lora merge hair.safetensors --into sd15 --ratio 'up_blocks.1=0.5' --out merged
+  strata lora extract sd15.safetensors tuned.safetensors --rank 32 --out tuned-lora.safetensors
   strata lora resize both.safetensors --rank 16 --out small.safetensors")]
 pub struct Lora {
     #[command(subcommand)]
@@ -30,6 +37,7 @@ enum Command {
     Info(Info),
     Convert(Convert),
     Merge(Merge),
+    Extract(Extract),
     Resize(Resize),
 }
 
@@ -52,12 +60,17 @@ struct Convert {
     out: Out,
 }
 
-/// Make one LoRA that does what several do together, exactly: ranks add up
+/// Make one LoRA that does what several do together, exactly: ranks add up. Or put LoRAs into a model
+///
+/// With --into, the result is the model with W + ratio · ΔW in place of W: what it says is what the model says with the LoRAs always on,
+/// whatever the prompt. It is a folder in diffusers layout, or a single file where --out ends in .safetensors.
 #[derive(Args)]
 struct Merge {
     /// LoRA files, each with how much of it
-    #[arg(required = true, num_args = 2.., value_name = "FILE[:RATIO]", value_parser = part)]
+    #[arg(required = true, value_name = "FILE[:RATIO]", value_parser = part)]
     files: Vec<(PathBuf, f32)>,
+    #[command(flatten)]
+    into: IntoModel,
     #[command(flatten)]
     out: Out,
 }
@@ -68,9 +81,9 @@ struct Merge {
 struct Resize {
     /// A LoRA file, or PEFT's folder
     file: PathBuf,
-    /// The largest rank
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "energy", conflicts_with = "energy")]
-    rank: Option<u32>,
+    /// The largest rank, up to 4096
+    #[arg(long, value_parser = rank_or_energy, required_unless_present = "energy", conflicts_with = "energy")]
+    rank: Option<usize>,
     /// In place of a rank: the share of each layer's squared norm to keep, such as 0.95
     #[arg(long)]
     energy: Option<f64>,
@@ -104,7 +117,13 @@ impl Lora {
         match &self.command {
             Command::Info(info) => info.run(out),
             Command::Convert(convert) => convert.out.write(out, &LoraWeights::read(&convert.file)?),
+            Command::Extract(extract) => extract.run(out),
+            Command::Merge(merge) if merge.into.is_given() => merge.into.run(&merge.files, &merge.out, out),
             Command::Merge(merge) => {
+                ensure!(
+                    merge.files.len() > 1,
+                    "there is one LoRA alone; name those that it is to go together with, or a model, --into MODEL"
+                );
                 merge.out.check()?;
                 let read = |(path, ratio): &(PathBuf, f32)| Ok(LoraWeights::read(path)?.scaled(*ratio));
                 let all = merge.files.iter().map(read).collect::<Result<Vec<_>>>()?;
@@ -113,7 +132,7 @@ impl Lora {
             Command::Resize(resize) => {
                 resize.out.check()?;
                 let target = match (resize.rank, resize.energy) {
-                    (Some(rank), _) => Target::Rank(rank as usize),
+                    (Some(rank), _) => Target::Rank(rank),
                     (None, energy) => Target::Energy(energy.unwrap_or(1.0)),
                 };
                 resize.out.write(out, &LoraWeights::read(&resize.file)?.resize(target)?)
@@ -149,6 +168,11 @@ impl Out {
         lora.write_as(spelling, &self.out)?;
         Ok(writeln!(out, "wrote {} ({} modules)", self.out.display(), lora.modules.len())?)
     }
+}
+
+fn rank_or_energy(text: &str) -> Result<usize> {
+    rank(text)
+        .map_err(|e| anyhow!("{e}; for a share of each layer give --energy instead, such as --energy 0.95"))
 }
 
 fn part(arg: &str) -> Result<(PathBuf, f32)> {

@@ -38,6 +38,11 @@ pub(super) fn weights(folder: &Path, component: Component) -> Result<Weights> {
     Weights::open(folder, row(component).map_or("", |(.., stem)| stem))
 }
 
+/// What the file of a component's weights is called, where there is one alone.
+pub(super) fn weights_name(component: Component) -> String {
+    format!("{}.safetensors", row(component).map_or("", |(.., stem)| stem))
+}
+
 fn row(component: Component) -> Option<&'static (Component, &'static str, &'static str, &'static str)> {
     FOLDERS.iter().find(|(own, ..)| *own == component)
 }

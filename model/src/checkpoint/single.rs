@@ -17,16 +17,17 @@ use crate::unet::{layers_of, unet_tensors};
 use crate::weights::Weights;
 use crate::{Blocks, Error, Result, sniff};
 
-const UNET: &str = "model.diffusion_model.";
+pub(super) const UNET: &str = "model.diffusion_model.";
 pub(super) const VAE: [&str; 2] = ["first_stage_model.", "vae."];
 /// CLIP's tensors; old merges lack `text_model.`
-const CLIP: [&str; 2] = ["cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."];
-const OPEN_CLIP: &str = "cond_stage_model.model.";
+pub(super) const CLIP: [&str; 2] =
+    ["cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."];
+pub(super) const OPEN_CLIP: &str = "cond_stage_model.model.";
 
 /// Says that the U-Net predicts v.
-const V: &str = "v_pred";
+pub(super) const V: &str = "v_pred";
 /// Says that the last timestep is pure noise.
-const ZERO_SNR: &str = "ztsnr";
+pub(super) const ZERO_SNR: &str = "ztsnr";
 
 /// What the names begin with of what belongs to no part and changes nothing: averaged weights beside those that are used, the noise
 /// schedule as tables, and what was needed in training.

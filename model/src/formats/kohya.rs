@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::module::Role;
 use super::{Key, write_tensors};
-use crate::{LoraWeights, Part, Result};
+use crate::{Embedding, LoraWeights, Part, Result};
 
 const DOWN: &str = "lora_down.weight";
 const UP: &str = "lora_up.weight";
@@ -121,6 +121,9 @@ pub fn write(lora: &LoraWeights, path: &Path) -> Result<()> {
             shape[0] = magnitude.len();
             tensors.insert(format!("{name}.{MAGNITUDE}"), (shape, magnitude));
         }
+    }
+    for (name, shape, values) in lora.embeddings.values().flat_map(Embedding::tensors) {
+        tensors.insert(name, (shape, values));
     }
     write_tensors(path, &tensors, lora.dtype, &lora.metadata)
 }

@@ -1,7 +1,6 @@
 //! LoRAs made smaller, and several made one.
 
-use nalgebra::DMatrix;
-
+use super::spectrum::Spectrum;
 use super::weights::{LoraModule, LoraWeights};
 use crate::{Error, Result};
 
@@ -47,51 +46,20 @@ impl LoraWeights {
 }
 
 impl LoraModule {
-    /// With up = Q₁R₁ and downᵀ = Q₂R₂, the singular values of up · down are those of R₁R₂ᵀ, which is small.
     fn resize(&self, target: Target) -> Result<Self, String> {
         if self.magnitude.is_some() {
             return Err("is DoRA, whose ΔW is not up · down; it cannot be resized".into());
         }
-        let (rank, outputs) = (self.rank(), self.up_shape[0]);
-        let columns = self.down.len() / rank;
-        let matrix = |rows, columns, values: &[f32]| {
-            DMatrix::from_row_iterator(rows, columns, values.iter().map(|v| f64::from(*v)))
-        };
-        let up = matrix(outputs, rank, &self.up).qr();
-        let down = matrix(rank, columns, &self.down).transpose().qr();
-        let core = up.r() * down.r().transpose() * (f64::from(self.alpha) / rank as f64);
-        let svd = core.try_svd(true, true, f64::EPSILON, 0).ok_or("has no singular values")?;
-        let (Some(u), Some(v)) = (svd.u, svd.v_t) else { return Err("has no singular vectors".into()) };
-        // the largest first
-        let mut order: Vec<usize> = (0..svd.singular_values.len()).collect();
-        order.sort_by(|a, b| svd.singular_values[*b].total_cmp(&svd.singular_values[*a]));
-        let squares =
-            |count: usize| order[..count].iter().map(|i| svd.singular_values[*i].powi(2)).sum::<f64>();
+        let spectrum = Spectrum::of_module(self).ok_or("has no singular values")?;
+        let all = spectrum.values.len();
+        let squares = |count: usize| spectrum.values[..count].iter().map(|v| v.powi(2)).sum::<f64>();
         let kept = match target {
-            Target::Rank(rank) => rank.min(order.len()),
+            Target::Rank(rank) => rank.min(all),
             Target::Energy(share) => {
-                let enough = share * squares(order.len());
-                (1..order.len()).find(|count| squares(*count) >= enough).unwrap_or(order.len())
+                let enough = share * squares(all);
+                (1..all).find(|count| squares(*count) >= enough).unwrap_or(all)
             }
         };
-        let (left, right) = (up.q() * u, down.q() * v.transpose());
-        // each half gets the root of a singular value
-        let root = |i: usize| svd.singular_values[i].sqrt();
-        let order = &order[..kept];
-        let down = order
-            .iter()
-            .flat_map(|i| right.column(*i).iter().map(|v| (v * root(*i)) as f32).collect::<Vec<_>>());
-        let rows = (0..outputs).flat_map(|row| order.iter().map(move |i| (row, *i)));
-        let up = rows.map(|(row, i)| (left[(row, i)] * root(i)) as f32);
-        let (mut down_shape, mut up_shape) = (self.down_shape.clone(), self.up_shape.clone());
-        (down_shape[0], up_shape[1]) = (kept, kept);
-        Ok(Self {
-            down: down.collect(),
-            down_shape,
-            up: up.collect(),
-            up_shape,
-            alpha: kept as f32,
-            magnitude: None,
-        })
+        Ok(spectrum.module(kept, self.down_shape.clone(), self.up_shape.clone()))
     }
 }

@@ -9,7 +9,7 @@ use strata_engine::{DType, Gpu, Tape, Tensor};
 use super::weights::{LoraModule, LoraWeights, Part};
 use crate::build::turned;
 use crate::error::listing;
-use crate::layers::{LayerInfo, LayerKind, LoraSlot};
+use crate::layers::{LayerInfo, LoraSlot};
 use crate::selection::Match;
 use crate::{Clip, Error, Result, Unet};
 
@@ -40,11 +40,7 @@ pub struct LoraEntry {
 
 impl LoraEntry {
     fn new(layer: &LayerInfo, rank: usize, alpha: f32, lr: Option<f32>) -> Self {
-        let (mut down_shape, mut up_shape) = (vec![rank, layer.inputs], vec![layer.outputs, rank]);
-        if layer.kind != LayerKind::Linear {
-            down_shape.extend([layer.side(); 2]);
-            up_shape.extend([1, 1]);
-        }
+        let (down_shape, up_shape) = layer.lora_shapes(rank);
         Self { path: layer.path.clone(), rank, alpha, lr, down_shape, up_shape, down: 0..0, up: 0..0 }
     }
 
@@ -295,7 +291,12 @@ impl LoraSet {
             };
             ((Part::Unet, entry.path.clone()), module)
         };
-        Ok(LoraWeights { modules: self.entries.iter().map(module).collect(), dtype, metadata })
+        Ok(LoraWeights {
+            modules: self.entries.iter().map(module).collect(),
+            embeddings: BTreeMap::new(),
+            dtype,
+            metadata,
+        })
     }
 
     /// Each entry with what its layer needs.
@@ -361,7 +362,7 @@ fn check_modules(lora: &LoraWeights, layers: &[LayerInfo]) -> Result<()> {
     )))
 }
 
-fn check_shapes(path: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()> {
+pub(crate) fn check_shapes(path: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()> {
     let (down, up, rank) = (&module.down_shape[..], &module.up_shape[..], module.rank());
     let side = layer.side();
     // 1×1 kernels may be there as matrices
@@ -376,7 +377,7 @@ fn check_shapes(path: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()
     }
     let wanted = LoraEntry::new(layer, rank, module.alpha, None);
     Err(Error::Lora(format!(
-        "{path} has lora_down {down:?} and lora_up {up:?}, but this layer of the U-Net needs {:?} and {:?}; the LoRA was \
+        "{path} has lora_down {down:?} and lora_up {up:?}, but this layer of the model needs {:?} and {:?}; the LoRA was \
          made for another model",
         wanted.down_shape, wanted.up_shape
     )))
@@ -385,6 +386,7 @@ fn check_shapes(path: &str, module: &LoraModule, layer: &LayerInfo) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::LayerKind;
 
     #[test]
     fn one_learning_rate_lies_together() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use strata_engine::DType;
 
 use crate::formats::{self, Spelling};
-use crate::{Error, Result, note_keys, sniff};
+use crate::{Embedding, Error, Result, note_keys, sniff};
 
 /// The part of a model that a module belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +35,8 @@ impl fmt::Display for Part {
 pub struct LoraWeights {
     /// By part of the model and diffusers' path in it.
     pub modules: BTreeMap<(Part, String), LoraModule>,
+    /// Embeddings that are bundled with it, by word.
+    pub embeddings: BTreeMap<String, Embedding>,
     /// F32 or F16: the type that files have their numbers in.
     pub dtype: DType,
     /// Free-form strings (`ss_*`, `modelspec.*`).
@@ -63,8 +65,8 @@ impl LoraWeights {
     /// branches of full rank. A missing alpha means alpha = rank.
     ///
     /// # Errors
-    /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module lacks one of its
-    /// tensors, or their shapes do not fit.
+    /// The file is damaged; a key is of no spelling that is read, or of another than the others; a module or a bundled embedding
+    /// lacks one of its tensors, or their shapes do not fit.
     pub fn read(path: &Path) -> Result<Self> {
         if path.is_file() {
             sniff::check_lora(path)?;
@@ -100,7 +102,7 @@ impl LoraWeights {
     pub fn take(&mut self, part: Part) -> Self {
         let (own, rest) = std::mem::take(&mut self.modules).into_iter().partition(|((of, _), _)| *of == part);
         self.modules = rest;
-        Self { modules: own, dtype: self.dtype, metadata: self.metadata.clone() }
+        Self { modules: own, embeddings: BTreeMap::new(), dtype: self.dtype, metadata: self.metadata.clone() }
     }
 
     /// Takes out the modules of other parts than the U-Net, and says how many each part had.
@@ -121,7 +123,8 @@ impl LoraWeights {
     /// the tags of all are in `strata_tags`, each with its key.
     ///
     /// # Errors
-    /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key.
+    /// A module has another size, or is another kind of layer, in one than in another; or a tag has another key, or a word another
+    /// embedding; or a value is too large for the files' numbers.
     pub fn combine(all: &[Self]) -> Result<Self> {
         let mut modules: BTreeMap<(Part, String), LoraModule> = BTreeMap::new();
         for (name, module) in all.iter().flat_map(|one| &one.modules) {
@@ -130,6 +133,15 @@ impl LoraWeights {
                 Some(before) => before.beside(module, &name.1)?,
             };
             modules.insert(name.clone(), together);
+        }
+        let mut embeddings: BTreeMap<String, Embedding> = BTreeMap::new();
+        for (word, embedding) in all.iter().flat_map(|one| &one.embeddings) {
+            let known = embeddings.entry(word.clone()).or_insert_with(|| embedding.clone());
+            if known != embedding {
+                return Err(Error::Lora(format!(
+                    "the word {word:?} has another embedding bundled in one of the files than in another, and can have only one"
+                )));
+            }
         }
         let all_half = all.iter().all(|one| one.dtype == DType::F16);
         let dtype = if all_half { DType::F16 } else { DType::F32 };
@@ -156,7 +168,17 @@ impl LoraWeights {
         metadata.insert("strata_tags".into(), serde_json::json!(tags).to_string());
         metadata.insert("modelspec.trigger_phrase".into(), tags.join(", "));
         note_keys(&mut metadata, &keys);
-        Ok(Self { modules, dtype, metadata })
+        let most = if dtype == DType::F16 { f32::from(half::f16::MAX) } else { f32::MAX };
+        for ((_, path), module) in &modules {
+            let mut values = module.down.iter().chain(&module.up).chain([&module.alpha]);
+            if let Some(value) = values.find(|v| v.is_nan() || v.abs() > most) {
+                return Err(Error::Lora(format!(
+                    "{path} comes to hold {value}, too large for {}; take less of the LoRAs, smaller ratios",
+                    dtype.wgsl()
+                )));
+            }
+        }
+        Ok(Self { modules, embeddings, dtype, metadata })
     }
 }
 
@@ -211,19 +233,27 @@ impl LoraModule {
         delta
     }
 
-    /// DoRA at a layer as a branch of full rank: what takes `matrix`, W, to m (W + ΔW) / ‖W + ΔW‖, with norms of rows.
-    pub(crate) fn renormed(&self, matrix: &[f32]) -> Self {
-        let outputs = self.up_shape[0];
-        let columns = matrix.len() / outputs;
-        let mut down = Vec::with_capacity(matrix.len());
+    /// What the layer's W becomes more, row-major [out, in · k · k]: ΔW; with DoRA's magnitudes what takes `matrix`, W, to
+    /// m (W + ΔW) / ‖W + ΔW‖, with norms of rows.
+    pub(crate) fn change(&self, matrix: &[f32]) -> Vec<f32> {
         let delta = self.delta();
+        let Some(magnitudes) = &self.magnitude else { return delta };
+        let columns = matrix.len() / self.up_shape[0];
+        let mut change = Vec::with_capacity(matrix.len());
         let rows = matrix.chunks_exact(columns).zip(delta.chunks_exact(columns));
-        for ((row, change), magnitude) in rows.zip(self.magnitude.iter().flatten()) {
-            let sum = || row.iter().zip(change).map(|(w, d)| f64::from(*w) + f64::from(*d));
+        for ((row, delta), magnitude) in rows.zip(magnitudes) {
+            let sum = || row.iter().zip(delta).map(|(w, d)| f64::from(*w) + f64::from(*d));
             let norm = sum().map(|v| v * v).sum::<f64>().sqrt();
             let factor = f64::from(*magnitude) / norm;
-            down.extend(sum().zip(row).map(|(v, w)| (v * factor - f64::from(*w)) as f32));
+            change.extend(sum().zip(row).map(|(v, w)| (v * factor - f64::from(*w)) as f32));
         }
+        change
+    }
+
+    /// DoRA at a layer as a branch of full rank, whose ΔW is its [`change`](Self::change).
+    pub(crate) fn renormed(&self, matrix: &[f32]) -> Self {
+        let outputs = self.up_shape[0];
+        let down = self.change(matrix);
         let mut up = vec![0.0; outputs * outputs];
         up.iter_mut().step_by(outputs + 1).for_each(|v| *v = 1.0);
         let (mut down_shape, mut up_shape) = (self.down_shape.clone(), self.up_shape.clone());

@@ -1,4 +1,4 @@
-//! Weights in brackets.
+//! Weights in brackets, and `BREAK`.
 
 use std::ops::Range;
 
@@ -11,12 +11,17 @@ pub(super) struct Span {
     /// The bytes of the prompt from which each byte of the text came.
     pub places: Vec<Range<usize>>,
     pub weight: f64,
+    /// How many chunks end before it.
+    pub breaks: usize,
 }
+
+/// What ends a chunk.
+const BREAK: &str = "BREAK";
 
 impl Span {
     /// A text as it stands.
     pub fn literal(text: &str) -> Self {
-        let mut span = Self { text: String::new(), places: Vec::new(), weight: 1.0 };
+        let mut span = Self { text: String::new(), places: Vec::new(), weight: 1.0, breaks: 0 };
         span.push(text, 0, 0);
         span
     }
@@ -52,7 +57,7 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
         parts[from..].iter_mut().for_each(|part| part.weight *= factor);
     };
     let mut own = own.into_iter().peekable();
-    let mut at = 0;
+    let (mut at, mut breaks) = (0, 0);
     while let Some(c) = text[at..].chars().next() {
         let rest = &text[at..];
         let mut length = c.len_utf8();
@@ -64,6 +69,10 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
             _ if tag.is_some() => {
                 length = tag.map_or(0, |place| place.len());
                 literal = Some((&rest[..length], 0));
+            }
+            'B' if is_break(text, at) => {
+                length = BREAK.len();
+                breaks += 1;
             }
             '\\' => match rest[1..].chars().next().filter(|c| r"()[]\".contains(*c)) {
                 // it need not protect what a tag protects
@@ -78,8 +87,7 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
             '[' => square.push(parts.len()),
             ':' if close.is_some() => {
                 let (number, bytes) = close.unwrap_or_default();
-                let Some(factor) = number.parse().ok().filter(|factor: &f64| (*factor as f32).is_finite())
-                else {
+                let Ok(factor) = number.parse() else {
                     return Err(Error::Input(format!(
                         "the prompt has the weight `{number}`, which is no number; write one such as (cat:1.2)"
                     )));
@@ -95,11 +103,12 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
             // brackets that are open here begin a part of their own
             let fresh =
                 [&round, &square].iter().all(|open| open.last().is_none_or(|from| *from < parts.len()));
+            let fresh = fresh && breaks == 0;
             let at = at + escape;
             match parts.last_mut().filter(|part| fresh && part.weight == 1.0) {
                 Some(part) => part.push(literal, at, escape),
                 None => {
-                    let mut part = Span::literal("");
+                    let mut part = Span { breaks: std::mem::take(&mut breaks), ..Span::literal("") };
                     part.push(literal, at, escape);
                     parts.push(part);
                 }
@@ -112,8 +121,14 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
     square.iter().for_each(|from| multiply(&mut parts, *from, 1.0 / 1.1));
 
     let mut merged: Vec<Span> = Vec::new();
+    if let Some(part) = parts.iter().find(|part| !(part.weight as f32).is_finite()) {
+        return Err(Error::Input(format!(
+            "the prompt has a weight that is too large at {:?}; write one such as (cat:1.2)",
+            part.text.trim()
+        )));
+    }
     for part in parts {
-        match merged.last_mut().filter(|last| last.weight == part.weight) {
+        match merged.last_mut().filter(|last| last.weight == part.weight && part.breaks == 0) {
             Some(last) => {
                 last.text.push_str(&part.text);
                 last.places.extend(part.places);
@@ -122,6 +137,13 @@ pub(super) fn spans<'a>(text: &str, own: impl IntoIterator<Item = &'a Range<usiz
         }
     }
     Ok(merged)
+}
+
+/// Whether a chunk ends at a byte of the text: `BREAK` as a word of its own, in capitals.
+fn is_break(text: &str, at: usize) -> bool {
+    let part = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let after = text[at..].strip_prefix(BREAK);
+    after.is_some_and(|after| !part(after.chars().next()) && !part(text[..at].chars().next_back()))
 }
 
 /// `: 1.2 )` at the start of `text`: the number, and the bytes of it all.
@@ -184,6 +206,30 @@ mod tests {
         }
         let error = spans("(a:1.2.3)", &[]).err().unwrap().to_string();
         assert!(error.contains("1.2.3"), "{error}");
+        let large = "9".repeat(30);
+        for text in [format!("(cat:{large}{large})"), format!("((cat:{large}):{large})")] {
+            let error = spans(&text, &[]).err().unwrap().to_string();
+            assert!(error.contains("too large at \"cat\""), "{error}");
+        }
+        // small ones are 0
+        assert_eq!(parts(&format!("(a:0.{}1)", "0".repeat(400))), [("a".to_owned(), 0.0)]);
+    }
+
+    #[test]
+    fn chunks_end_at_break() {
+        let of = |text: &str| -> Vec<(String, usize)> {
+            spans(text, &[]).unwrap().into_iter().map(|span| (span.text, span.breaks)).collect()
+        };
+        let parts = |parts: &[(&str, usize)]| -> Vec<(String, usize)> {
+            parts.iter().map(|(text, breaks)| (text.to_string(), *breaks)).collect()
+        };
+        assert_eq!(of("a BREAK b, BREAK"), parts(&[("a ", 0), (" b, ", 1)]));
+        assert_eq!(of("BREAK BREAKa BREAK BREAK c"), parts(&[(" BREAKa ", 1), (" ", 1), (" c", 1)]));
+        assert_eq!(of("(a BREAK b:1.5) break"), parts(&[("a ", 0), (" b", 1), (" break", 0)]));
+        assert_eq!(of("(BREAK)x,BREAK,y"), parts(&[("x,", 1), (",y", 1)]));
+        // a tag is itself
+        let own = spans("a BREAK b", std::iter::once(&(2..7))).unwrap();
+        assert_eq!((own.len(), own[0].breaks), (1, 0));
     }
 
     #[test]

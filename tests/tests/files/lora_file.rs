@@ -33,7 +33,7 @@ fn place(path: &str) -> (Part, String) {
 fn file(dtype: DType, modules: &[(&str, LoraModule)]) -> LoraWeights {
     let modules = modules.iter().map(|(path, module)| (place(path), module.clone())).collect();
     let metadata = [("ss_network_dim".to_string(), "2".to_string()), ("note".into(), "ä \"quoted\"".into())];
-    LoraWeights { modules, dtype, metadata: metadata.into() }
+    LoraWeights { modules, embeddings: [].into(), dtype, metadata: metadata.into() }
 }
 
 #[test]
@@ -223,7 +223,6 @@ fn files_that_are_no_lora_are_refused() {
         ("lora_unet_m.a1.weight", "GLoRA"),
         ("lora_unet_m.diff_b", "bias"),
         ("lora_unet_m.w_norm", "norm"),
-        ("bundle_emb.x", "embedding"),
         ("conv_in.weight", "unknown"),
     ] {
         let message = refused(read(folder, &[f32s(key, &[1], &[1.0])]), &["not a LoRA", key, kind]);
@@ -232,6 +231,8 @@ fn files_that_are_no_lora_are_refused() {
             refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), f32s(key, &[1], &[1.0])]), &[key])
         );
     }
+    let bundled = f32s("bundle_emb.x", &[1], &[1.0]);
+    refused(read(folder, &[down(&[2, 3]), up(&[4, 2]), bundled]), &["embedding \"x\"", "`bundle_emb.x`"]);
     let other = f32s("unet.down_blocks.0.m.lora_A.weight", &[2, 3], &[1.0; 6]);
     refused(
         read(folder, &[down(&[2, 3]), up(&[4, 2]), other]),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use strata_engine::DType;
-use strata_model::{Checkpoint, ModelOptions, PredictionType};
+use strata_model::{Checkpoint, Embedding, ModelOptions, PredictionType};
 
 use super::check::{Problem, file_name, if_set, lora_file, named, within};
 use super::section::section;
@@ -35,6 +35,9 @@ section! {
         prediction: Option<PredictionType> = None, example |_| PredictionType::VPrediction,
             "what the model predicts, \"epsilon\" or \"v\"; default: what its files say",
             also "v_parameterization" "prediction_type", decides false;
+        /// Embeddings (textual inversion) whose words have their vectors in captions: files whose names, or the words that they
+        /// name, are the words. Default: none.
+        embeddings: Vec<PathBuf> = Vec::new(), "embeddings (textual inversion) for words of the captions", decides false;
         /// The LoRA to write, a `.safetensors` file; of all features together, where there are several. Default
         /// `lora.safetensors`.
         output: PathBuf = "lora.safetensors".into(), "the LoRA to write",
@@ -81,10 +84,14 @@ impl Config {
     /// Opens the model.
     ///
     /// # Errors
-    /// [`Checkpoint::open_with`]'s.
+    /// [`Checkpoint::open_with`]'s, or those of an embedding.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         let Self { vae, config, prediction, .. } = self.clone();
-        Ok(Checkpoint::open_with(&self.model, &ModelOptions { vae, config, prediction })?)
+        let mut checkpoint = Checkpoint::open_with(&self.model, &ModelOptions { vae, config, prediction })?;
+        for path in &self.embeddings {
+            checkpoint.add_embeddings([Embedding::read(path, None)?])?;
+        }
+        Ok(checkpoint)
     }
 
     /// Where the log of the steps goes: `log`, or `output` with the extension `.jsonl`.

@@ -155,6 +155,10 @@ impl<V: Value> Value for Vec<V> {
         let items: Option<Vec<String>> = self.iter().map(V::print).collect();
         Some(format!("[{}]", items?.join(", ")))
     }
+
+    fn relocate(&mut self, folder: &Path) {
+        self.iter_mut().for_each(|value| value.relocate(folder));
+    }
 }
 
 impl Value for [f64; 2] {

@@ -131,8 +131,9 @@ mod tests {
     use crate::{DatasetConfig, KeyConfig, LoraRule, PreserveConfig, SilenceConfig, Switch};
 
     /// Keys that a feature with steps of its own does not depend on.
-    const ASIDE: [&str; 16] = [
+    const ASIDE: [&str; 17] = [
         "config",
+        "embeddings",
         "feature.dataset.caption_extension",
         "feature.dataset.folder",
         "feature.describes",

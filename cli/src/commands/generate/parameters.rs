@@ -1,9 +1,9 @@
 //! What a picture's file says about how it was made, as A1111 writes and reads it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use strata_model::{Sigmas, lora_hash};
+use strata_model::{Embedding, Sigmas, embedding_hash, lora_hash};
 
 use super::Generate;
 use crate::commands::lora::Lora;
@@ -13,6 +13,7 @@ impl Generate {
     pub(super) fn parameters(
         &self,
         loras: &[Lora],
+        embeddings: &[Embedding],
         sigmas: Sigmas,
         [width, height]: [u32; 2],
         seed: u64,
@@ -43,6 +44,13 @@ impl Generate {
             fields.push(("Lora hashes", quoted(&hashes.join(", "))));
             let weight = |lora: &Lora| format!("{}: {}", stem(&lora.path), lora.weight);
             fields.push(("Lora weights", quoted(&loras.iter().map(weight).collect::<Vec<_>>().join(", "))));
+        }
+        if !embeddings.is_empty() {
+            let paths = self.embedding.iter().map(|given| &given.path);
+            let hash =
+                |(own, path): (&Embedding, &PathBuf)| Ok(format!("{}: {}", own.word, embedding_hash(path)?));
+            let hashes = embeddings.iter().zip(paths).map(hash).collect::<Result<Vec<_>>>()?;
+            fields.push(("TI hashes", quoted(&hashes.join(", "))));
         }
         fields.push(("Version", format!("Strata {}", env!("CARGO_PKG_VERSION"))));
         let fields: Vec<String> = fields.into_iter().map(|(key, value)| format!("{key}: {value}")).collect();

@@ -3,7 +3,7 @@
 use strata_model::counted;
 
 /// Begins what other programs take for a LoRA in the prompt.
-const CALLS: [&str; 3] = ["<lora:", "<lyco:", "<hypernet:"];
+pub(super) const CALLS: [&str; 3] = ["<lora:", "<lyco:", "<hypernet:"];
 
 /// What is worth a note about a prompt.
 pub fn remarks(prompt: &str) -> Vec<String> {
@@ -14,7 +14,7 @@ pub fn remarks(prompt: &str) -> Vec<String> {
         let call = call.find('>').map_or(call, |end| &call[..=end]);
         remarks.push(format!(
             "`{call}` in the prompt is text like any other; a LoRA is given by --lora FILE:WEIGHT, such as --lora \
-             hair.safetensors:0.8"
+             hair.safetensors:0.8, or called so in the prompt from the folder that --lora-dir names"
         ));
     }
     for (open, close, does) in [('(', ')', "x 1.1"), ('[', ']', "/ 1.1")] {

@@ -56,26 +56,30 @@ impl<'a> Objective<'a> {
         let (clip, channels) = (text.clip(), off.channels());
         let positions = clip.position_vectors()?;
         let tokens = text.tokenizer().max_length();
-        let blank = Arc::new(Key::new(vec![0.0; count * channels], channels)?);
-        let blank: Vec<Tag> = called.tags.iter().map(|tag| (*tag).clone().with_key(blank.clone())).collect();
-        let blank: Vec<(usize, &Tag)> = blank.iter().map(|tag| (0, tag)).collect();
+        // an ordinary word of as many tokens as the key has
         let ordinary = match text.tokenizer().ids(called.class)? {
             ids if ids.is_empty() => called.tags[0].ids().to_vec(),
             ids => ids,
         };
         let ordinary: Vec<u32> = ordinary.into_iter().cycle().take(count).collect();
+        let ordinary = clip.embed(&Tensor::from_u32(clip.gpu(), &ordinary, &[1, count])?)?.to_f32()?;
+        let ordinary = ordinary.iter().zip(&positions).map(|(embedded, position)| embedded - position);
+        let ordinary = Arc::new(Key::new(ordinary.collect(), channels)?);
+        let tags: Vec<Tag> =
+            called.tags.iter().map(|tag| (*tag).clone().with_key(ordinary.clone())).collect();
+        let tags: Vec<(usize, &Tag)> = tags.iter().map(|tag| (0, tag)).collect();
         let (mut contexts, mut squares, mut words) = (Vec::new(), 0.0, 0);
         for caption in called.captions {
-            let prompt = Prompt::read(text.tokenizer(), caption, &blank, Reading::Literal)?;
+            let prompt = Prompt::read(text.tokenizer(), caption, &tags, Reading::Literal)?;
             // of a caption in several chunks, the first that has the tag
             let Some(mention) = prompt.mentions().first() else { continue };
             let chunk = mention.tokens.start / tokens;
-            let mut ids = prompt.ids()[chunk * tokens..][..tokens].to_vec();
+            let ids = &prompt.ids()[chunk * tokens..][..tokens];
             let at = mention.tokens.start - chunk * tokens;
-            ids[at..at + count].copy_from_slice(&ordinary);
             let is_end = |id: &u32| *id == text.tokenizer().eos();
             let end = ids[at + count..].iter().position(is_end).map_or(tokens, |i| at + count + i + 1);
-            let embedded = clip.embed(&Tensor::from_u32(clip.gpu(), &ids, &[1, tokens])?)?.to_f32()?;
+            let embedded = text.embed(std::slice::from_ref(&prompt))?.to_f32()?;
+            let embedded = embedded[chunk * tokens * channels..][..tokens * channels].to_vec();
             let read =
                 Tensor::from_f32(clip.gpu(), &embedded[..end * channels], &[1, end, channels], DType::F32)?;
             let states = clip.encode(&Cx::new(&Tape::off()), read, 0)?.to_f32()?;

@@ -22,7 +22,12 @@ pub fn parts(lora: &LoraWeights, layers: &[LayerInfo]) -> Vec<Part> {
         let Some(module) = lora.unet(&layer.path) else { continue };
         let block = block_of(&layer.path);
         let at = parts.iter().position(|part| part.block == block).unwrap_or_else(|| {
-            let lora = LoraWeights { modules: BTreeMap::new(), dtype: lora.dtype, metadata: BTreeMap::new() };
+            let lora = LoraWeights {
+                modules: BTreeMap::new(),
+                embeddings: BTreeMap::new(),
+                dtype: lora.dtype,
+                metadata: BTreeMap::new(),
+            };
             parts.push(Part { block: block.to_owned(), lora });
             parts.len() - 1
         });
