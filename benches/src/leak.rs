@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use strata_engine::{DType, Gpu};
 use strata_model::{F32s, GateMode, LoraSet, LoraWeights, Pipeline, Tag, write_atomic, write_f32s};
 use strata_trainer::probe::{Draws, GroupKind, Matrix, Probe, ProbeFeature, Script};
-use strata_trainer::{Config, Interrupt, Order, PreserveConfig, SilenceConfig};
+use strata_trainer::{Config, Interrupt, Order, PreserveConfig, SilenceConfig, Switch};
 
 use lesson::Lesson;
 
@@ -157,6 +157,8 @@ impl<'a> Bench<'a> {
             feature.preserve =
                 way.preserve.then(|| feature.preserve.clone().unwrap_or(PreserveConfig::default()));
             feature.silence = way.silence.map(|rank| SilenceConfig { rank, ..SilenceConfig::default() });
+            // of words as they are: what a key gives is another question
+            feature.key = Switch::Off;
         }
         strata_trainer::run(self.gpu, &config, None, &Interrupt::default())?;
 

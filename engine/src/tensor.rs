@@ -178,14 +178,18 @@ impl Tensor {
     /// A tensor on part of this one's memory, from element `start`, with an identity of its own.
     ///
     /// # Errors
-    /// When the part reaches past the end, or its first byte is not a multiple of 256 (a binding must start there).
+    /// When the part reaches past the end, its first byte is not a multiple of 256 (a binding must start there), or it ends
+    /// within a word that is not the tensor's last.
     pub fn view(&self, start: usize, shape: &[usize]) -> Result<Tensor> {
         let count: usize = shape.iter().product();
         let offset = self.offset + start as u64 * self.dtype.bytes();
-        if start + count > self.len() || !offset.is_multiple_of(256) {
+        let end = start + count;
+        // the host writes whole words, and half of the last would be the next part's
+        let whole = (self.dtype.bytes() * end as u64).is_multiple_of(4) || end == self.len();
+        if end > self.len() || !offset.is_multiple_of(256) || !whole {
             return Err(Error::op(
                 "view",
-                format!("elements {start}..{} of {:?} {}", start + count, self.shape, self.dtype.wgsl()),
+                format!("elements {start}..{end} of {:?} {}", self.shape, self.dtype.wgsl()),
             ));
         }
         Ok(Tensor { offset, shape: shape.to_vec(), id: TensorId::fresh(), ..self.clone() })

@@ -16,7 +16,8 @@ fn score(report: &Value, way: &str, tags: &[&str], feature: &str) -> f64 {
 fn features_fire_on_their_tags_alone() {
     const A: &str = "hair_style_a";
     const B: &str = "clothing_style_b";
-    const OURS: &str = "Strata, by tag";
+    const OURS: &str = "Strata, always on";
+    const GATED: &str = "Strata, by tag";
     let folder = tempdir().unwrap();
     let out = text(folder.path());
     let arguments = ["--steps", "30", "--prompts", "3", "--sampling-steps", "6", "--out", out];
@@ -30,13 +31,14 @@ fn features_fire_on_their_tags_alone() {
         assert!(shown > 5.0 * score(&report, OURS, &[other], own), "{own} on the tag of {other}");
         let both = score(&report, OURS, &[A, B], own);
         assert!(both >= 0.25 * learned, "{own} with both tags shows {both}, its pictures {learned}");
-        assert_eq!(score(&report, OURS, &[], own), score(&report, "base model", &[], own));
+        assert!(score(&report, GATED, &[own], own) >= 0.3 * learned);
+        assert_eq!(score(&report, GATED, &[], own), score(&report, "base model", &[], own));
         assert!(score(&report, OURS, &[], own) <= 0.02);
     }
     assert_eq!(report["bit_equal"], 3);
     for leak in report["leaks"].as_array().unwrap() {
-        let [gated, plain] = ["gated", "plain"].map(|way| leak[way].as_f64().unwrap());
-        assert!(gated == 0.0 && plain > 0.3, "{leak}");
+        let [gated, always, plain] = ["gated", "always", "plain"].map(|way| leak[way].as_f64().unwrap());
+        assert!(gated == 0.0 && always < 0.05 && plain > 0.3, "{leak}");
     }
     for file in ["report.html", "demo.json", "grid.png", "check.html", "features-hair_style_a.safetensors"] {
         assert!(folder.path().join(file).metadata().unwrap().len() > 1000, "{file}");

@@ -81,6 +81,20 @@ fn a_missing_adapter_says_what_there_is_and_what_to_install() {
     assert_eq!(Gpu::open(&by_index).unwrap().caps().name, listed[0].caps.name);
 }
 
+/// The host writes whole words: a part that ended within one would take the next element with it.
+#[test]
+fn a_view_of_halves_ends_on_a_word() {
+    let gpu = gpu(Setup::Lane);
+    let all = Tensor::from_f32(&gpu, &[1.0; 261], &[261], DType::F16).unwrap();
+    assert!(message(all.view(128, &[3])).contains("128..131"));
+    all.view(128, &[4]).unwrap().write(&[2.0; 4]).unwrap();
+    all.view(256, &[5]).unwrap().write(&[3.0; 5]).unwrap();
+    let wanted: Vec<f32> = (0..261)
+        .map(|i| if i >= 256 { 3.0 } else { 1.0 + f32::from(u8::from((128..132).contains(&i))) })
+        .collect();
+    assert_eq!(all.to_f32().unwrap(), wanted);
+}
+
 #[test]
 fn views_share_memory_and_have_an_identity_of_their_own() {
     let gpu = gpu(Setup::Lane);

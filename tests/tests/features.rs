@@ -39,7 +39,7 @@ fn pictures() -> TempDir {
 fn config(folder: &Path, order: &str, out: &str, extra: &str) -> Config {
     let feature = |name: &str, class: &str, select: &str| {
         format!(
-            "[[feature]]\nname = \"{name}\"\ntags = [\"{name}\"]\nclass = \"{class}\"\n{extra}\n[feature.dataset]\n\
+            "[[feature]]\nname = \"{name}\"\ntags = [\"{name}\"]\nclass = \"{class}\"\nkey = false\n{extra}\n[feature.dataset]\n\
              folder = \"{name}\"\nresolution = 64\n[[feature.lora]]\nselect = \"{select}\"\nrank = 4\nalpha = 4.0\n"
         )
     };

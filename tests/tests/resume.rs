@@ -53,7 +53,7 @@ fn features(folder: &Path, order: &str, dtype: &str, probe: u64) -> PathBuf {
          [train]\nsteps = 4\nlr = 1e-2\ndtype = \"{dtype}\"\nsave_every = 2\nprobe_every = {probe}\n{OFTEN}{}{}",
         golden("sd15-tiny", ""),
         feature("hat", "up_blocks.1 & cross-attn", "[feature.key]\nrank = 4\nsteps = 8\n"),
-        feature("coat", "mid_block & cross-attn", ""),
+        feature("coat", "mid_block & cross-attn", "key = false\n"),
     );
     put(folder, "run.toml", text)
 }

@@ -27,11 +27,10 @@ use unseen::Unseen;
 /// Train two features on a tiny model that comes with Strata, and show that each fires on its tag alone
 ///
 /// The model draws portraits of 64×64 pixels; it has never seen a crest of violet and cyan hair, nor a jacket of black
-/// and gold checks. Pictures of both are written, checked and learned in layers of their own: the crest in the
-/// cross-attention of the up blocks, then the jacket in their self-attention, beside the crest, which is frozen; and once
-/// more as ordinary LoRAs, for comparison. Then portraits are drawn without a tag, with each and with both, by the base
-/// model, with Strata's gates (two features share a picture by its places, as with `strata generate --together place`),
-/// and with the ordinary LoRAs, and it is counted how much of each feature they show.
+/// and gold checks. Pictures of both are written, checked and learned in the keys and values of cross-attention, the crest first,
+/// then the jacket beside it, each with a key for its tag; and once more as ordinary LoRAs, for comparison. Then portraits are drawn
+/// without a tag, with each and with both: by the base model, with the ordinary LoRAs, with Strata's files always on, as any program
+/// has them, and behind their gates. It is counted how much of each feature they show, and how much of all else stays.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every command that is run is printed first, and works alone. Nothing is downloaded.
@@ -45,13 +44,13 @@ pub struct Demo {
     #[arg(long, value_name = "FOLDER", default_value = "demo")]
     out: PathBuf,
     /// Updates of each LoRA
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     steps: u64,
     /// Prompts that are drawn and scored, at most 64
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=pictures::PROMPTS))]
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=pictures::PROMPTS))]
     prompts: u16,
     /// Times that the model is run for a picture
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=MAX_SAMPLING_STEPS))]
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=MAX_SAMPLING_STEPS))]
     sampling_steps: u16,
     /// Do not train; draw with the LoRAs of an earlier demo, and write its report
     #[arg(long, conflicts_with = "steps")]

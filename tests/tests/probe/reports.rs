@@ -77,6 +77,8 @@ fn a_report_has_tables_json_a_page_and_pictures() {
         "64",
         "--steps",
         "1",
+        "--pictures",
+        "1",
         "--out",
         text(&out),
         "--dump",
@@ -130,7 +132,7 @@ fn a_report_has_tables_json_a_page_and_pictures() {
     );
     assert!(!page.contains("http") && !page.contains("<script"), "it needs nothing else");
     let pictures: Vec<_> = files.iter().filter(|file| file.extension().is_some_and(|e| e == "png")).collect();
-    assert_eq!(pictures.len(), 11, "an overview, and five of each feature: {files:?}");
+    assert_eq!(pictures.len(), 13, "an overview, and six of each feature: {files:?}");
     pictures.iter().for_each(|file| assert!(image::open(file).is_ok(), "{}", file.display()));
     let grid = image::open(out.join("1-hair-pictures.png")).unwrap().into_rgb8();
     assert_eq!(grid.dimensions(), (3 * 68, 2 * 68));
@@ -144,9 +146,21 @@ fn a_report_has_tables_json_a_page_and_pictures() {
     let photos = folder.path().join("photos");
     fs::create_dir(&photos).unwrap();
     image::RgbImage::from_pixel(80, 70, [200, 30, 60].into()).save(photos.join("a.png")).unwrap();
-    let start = &args[..args.len() - 6];
+    let start = &args[..args.len() - 8];
     let again: Value = serde_json::from_str(&prints(&[start, &["--json"]].concat())).unwrap();
-    assert_eq!(again, json, "equal arguments give equal numbers");
+    let mut undrawn = json.clone();
+    for feature in undrawn["features"].as_array_mut().unwrap() {
+        let kept = feature["kept"].as_array_mut().unwrap();
+        let gates: Vec<&str> = kept.iter().map(|kept| kept["gate"].as_str().unwrap()).collect();
+        assert_eq!(gates, ["always", "prompt"]);
+        for kept in kept.drain(..) {
+            let [share, distance, other] =
+                ["kept", "distance", "other"].map(|name| kept[name].as_f64().unwrap());
+            assert_eq!(kept["pairs"], 1);
+            assert!(distance > 0.0 && (share - (1.0 - distance / other)).abs() < 1e-12, "{kept}");
+        }
+    }
+    assert_eq!(again, undrawn, "equal arguments give equal numbers");
     let more = ["--json", "--no-blocks", "--pictures-from", text(&photos)];
     let other: Value = serde_json::from_str(&prints(&[start, &more].concat())).unwrap();
     assert_eq!(other["latents"]["folder"], text(&photos));

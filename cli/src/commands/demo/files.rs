@@ -61,7 +61,7 @@ fn config(name: &str, steps: u64) -> String {
             let comment = "One after the other; the second learns beside the first, which is frozen. Each tag has a key.";
             (comment, true, "\n[feature.key]\n")
         }
-        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false, ""),
+        _ => ("Two LoRAs as other programs train them: each alone, and always on.", false, "key = false\n"),
     };
     let mut text = format!(
         "# {comment}\nmodel = \"model\"\noutput = \"{name}.safetensors\"\norder = \"staged\"\nseed = 1\n"
@@ -89,7 +89,7 @@ alpha = 8.0
         );
     }
     text + &format!(
-        "\n[train]\nsteps = {steps}\nbatch_size = 4\nlr = 6e-3\nlr_schedule = \"cosine\"\ndtype = \"f32\"\n"
+        "\n[train]\nsteps = {steps}\nbatch_size = 4\nlr = 1e-2\nlr_schedule = \"cosine\"\ndtype = \"f32\"\n"
     )
 }
 

@@ -21,7 +21,7 @@ const CAPTIONS: &str = include_str!("../../../../examples/portraits/unseen.txt")
 pub const PROMPTS: i64 = 64;
 /// Pixels of a side.
 const SIZE: u32 = 64;
-/// Pictures of a prompt in the grid; the base model draws no others with tags.
+/// Pictures of a prompt in the grid; the base model and the gates draw no others with tags.
 pub const SHOWN: usize = 3;
 /// How far pictures in the grid are enlarged.
 const ZOOM: u32 = 2;
@@ -121,7 +121,9 @@ impl Album {
             .into_iter()
             .flat_map(|way| TAGS.map(|tags| (way, tags)))
             .map(|(way, tags)| {
-                (way, tags, if way == Way::Base && !tags.is_empty() { count.min(SHOWN) } else { count })
+                // the gate changes nothing where a tag is, and the base model has no feature
+                let few = matches!(way, Way::Base | Way::Gated) && !tags.is_empty();
+                (way, tags, if few { count.min(SHOWN) } else { count })
             })
             .collect();
         let progress = bar((plan.len() * steps) as u64, "steps");

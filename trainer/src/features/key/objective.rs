@@ -11,9 +11,6 @@ use super::{Called, texts};
 use crate::features::silence::Basis;
 use crate::{Error, Result};
 
-/// λ: what it weighs that later words keep their meaning. With 4 they do, for two percent of the share.
-const KEEP: f64 = 4.0;
-
 /// J = Σ ‖x P‖² / Σ ‖x‖² − λ Σ ‖y − y₀‖² / Σ ‖y₀‖²: x are the states at the tag's tokens, y those after it up to the end of
 /// the text, and y₀ the same where an ordinary word has the tag's place. CLIP reads from left to right, so that a key chosen for
 /// its own tokens alone unsettles all that is said after it.
@@ -101,11 +98,11 @@ impl<'a> Objective<'a> {
         self.contexts.len()
     }
 
-    /// Of vectors, row-major [n, C], in some of the captions.
+    /// Of vectors, row-major [n, C], in some of the captions, with `keep` for λ.
     ///
     /// # Errors
     /// The GPU fails.
-    pub fn worth(&self, vectors: &[f32], captions: impl Iterator<Item = usize>) -> Result<Worth> {
+    pub fn worth(&self, vectors: &[f32], captions: impl Iterator<Item = usize>, keep: f64) -> Result<Worth> {
         let (clip, channels) = (self.clip, self.off.channels());
         let count = vectors.len() / channels;
         let batch: Vec<&Context> = captions.map(|i| &self.contexts[i]).collect();
@@ -150,7 +147,7 @@ impl<'a> Objective<'a> {
             }
             let start = start + count * channels;
             let by = values[start..].iter().zip(&context.after);
-            let by = by.map(|(y, y0)| -2.0 * KEEP * (all / plain) * f64::from(y - y0));
+            let by = by.map(|(y, y0)| -2.0 * keep * (all / plain) * f64::from(y - y0));
             upstream[start..].iter_mut().zip(by).for_each(|(u, by)| *u = by as f32);
         }
         let upstream = Tensor::from_f32(clip.gpu(), &upstream, &shape, DType::F32)?;
