@@ -73,7 +73,7 @@ fn prompts_call_loras() {
     let refuse = |prompt: &str, folder: &str, words: &[&str]| {
         fails(&["generate", text(&model), "--prompt", prompt, "--lora-dir", folder], words);
     };
-    refuse("<lora:ful:1>", &folder, &["<lora:ful:1>", "no LoRA of this name", "`full`"]);
+    refuse("<lora:fulx:1>", &folder, &["<lora:fulx:1>", "no LoRA of this name", "`full`"]);
     refuse("<lora:full:0:1>", "none", &["--lora-dir none", "no such folder"]);
     refuse("<lora:full:1:0>", &folder, &["full.safetensors", "one for the U-Net"]);
 }
