@@ -3,6 +3,7 @@
 
 mod bench;
 mod generate;
+mod info;
 mod layers;
 mod probe;
 mod train;

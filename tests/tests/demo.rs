@@ -20,18 +20,18 @@ fn features_fire_on_their_tags_alone() {
     const GATED: &str = "Strata, by tag";
     let folder = tempdir().unwrap();
     let out = text(folder.path());
-    let arguments = ["--steps", "45", "--prompts", "3", "--sampling-steps", "6", "--out", out];
+    let arguments = ["--steps", "60", "--prompts", "3", "--sampling-steps", "6", "--out", out];
     let report: Value =
         serde_json::from_str(&prints(&[&["demo", "--json"], &arguments[..]].concat())).unwrap();
 
     for (own, other) in [(A, B), (B, A)] {
         let shown = score(&report, OURS, &[own], own);
         let learned = report["training_scores"][own].as_f64().unwrap();
-        assert!(shown >= 0.15 * learned, "{own} shows {shown}, its pictures {learned}");
+        assert!(shown >= 0.3 * learned, "{own} shows {shown}, its pictures {learned}");
         assert!(shown > 5.0 * score(&report, OURS, &[other], own), "{own} on the tag of {other}");
         let both = score(&report, OURS, &[A, B], own);
-        assert!(both >= 0.1 * learned, "{own} with both tags shows {both}, its pictures {learned}");
-        assert!(score(&report, GATED, &[own], own) >= 0.15 * learned);
+        assert!(both >= 0.25 * learned, "{own} with both tags shows {both}, its pictures {learned}");
+        assert!(score(&report, GATED, &[own], own) >= 0.3 * learned);
         assert_eq!(score(&report, GATED, &[], own), score(&report, "base model", &[], own));
         assert!(score(&report, OURS, &[], own) <= 0.02);
     }

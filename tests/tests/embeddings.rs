@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use strata_engine::DType;
 use strata_model::{Checkpoint, Embedding, LoraWeights, Reading, Spelling, TensorFile};
 use strata_tests::{Setup, gpu};
@@ -169,6 +170,27 @@ fn loras_bring_embeddings() {
     let (from_file, png) =
         draw(prompt, &["--embedding", &given], &["embedding style-a: 2 vectors, in the prompt"]);
     assert!(bundled == from_file && bundled != base);
+    // the probe knows the word too
+    let probed = |lora: &str| -> Value {
+        let prompts = put(folder.path(), "prompts.txt", "a man, {}, style-a\na man, style-a\n");
+        let args = [
+            "probe",
+            text(&model),
+            "--lora",
+            lora,
+            "--tag",
+            "qzx",
+            "--prompts",
+            text(&prompts),
+            "--samples",
+            "1",
+        ];
+        serde_json::from_str(&prints(&[&args[..], &["--no-blocks", "--json", "--size", "64"]].concat()))
+            .unwrap()
+    };
+    let without = text(&golden("sd15-tiny", "lora/attn_sel_kohya.safetensors")).to_owned();
+    let [with, without] = [text(&path), &without].map(|lora| probed(lora)["features"][0]["gates"].clone());
+    assert_ne!(with, without);
     let png = String::from_utf8_lossy(&png);
     assert!(png.contains("TI hashes: \"style-a: "), "{png}");
     let (same, _) = draw("a man", &["--embedding", &given], &["in neither prompt"]);

@@ -8,7 +8,9 @@ use std::sync::{Arc, LazyLock, Mutex};
 use strata_engine::{DType, Gpu, GpuOptions, Tape, Tensor};
 use strata_model::{Cx, Gates, LoraSet, LoraWeights};
 use strata_trainer::silence::{States, basis, default_bank, deltas};
-use strata_trainer::{Config, Error, FeatureConfig, Interrupt, Preservation, Summary, Tags, measure, run};
+use strata_trainer::{
+    Config, Error, FeatureConfig, Interrupt, Preservation, Summary, Switch, Tags, measure, run,
+};
 use tempfile::{TempDir, tempdir};
 
 use crate::support::{checkpoint, golden, predict, put, refused, tokenizer, unet};
@@ -229,6 +231,8 @@ fn features_that_cannot_work_are_refused() {
         (feature("a", "t") + "[feature.preserve]\nprompts = [\"bnak\"]\n", &["bnak", "did you mean `bank`?"]),
         (feature("a", "t") + "[feature.silence]\nrnk = 3\n", &["rnk", "did you mean `rank`?"]),
         (feature("a", "t") + "[feature.dataset]\nresolution = 13\n", &["feature[0].dataset.resolution"]),
+        (feature("a", "t") + "key = true\n", &["run.toml:4", "feature[0].key", "false, or a table"]),
+        (feature("a", "t") + "preserve = false\n", &["feature[0].preserve", "must be a table"]),
         (feature("a", "t") + "[[feature.lora]]\nrank = 0\n", &["feature[0].lora[0].rank"]),
         ("output = \"x-a.safetensors\"\n".to_owned() + &feature("a", "t"), &[]),
         (
@@ -245,6 +249,10 @@ fn features_that_cannot_work_are_refused() {
             parts => drop(refused(parse(text), parts)),
         }
     }
+    let off = parse(&(feature("a", "t") + "key = false\n")).unwrap();
+    assert_eq!(off.feature[0].key, Switch::Off);
+    assert_eq!(parse(&off.to_toml()).unwrap(), off);
+    assert_eq!(parse(&feature("a", "t")).unwrap().feature[0].key, Switch::Unsaid);
     let example = Config::example_toml();
     let parsed = parse(&example).unwrap();
     assert_eq!(parsed.feature.len(), 2);

@@ -7,7 +7,9 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use strata_engine::{DType, Tensor};
 use strata_kernels::tape;
-use strata_model::{Cx, Feature, GateMode, Key, LoraWeights, Reading, Tag, Wording, keys_of, note_keys};
+use strata_model::{
+    Checkpoint, Cx, Feature, GateMode, Key, LoraWeights, Reading, Tag, Wording, keys_of, note_keys,
+};
 use strata_tests::{Setup, gpu};
 use tempfile::tempdir;
 
@@ -159,6 +161,29 @@ fn keyed_features_are_silent_in_every_program() {
     assert_eq!(vectors.shape(), [own.count(), own.channels()]);
     let bytes: Vec<u8> = own.vectors().iter().flat_map(|v| v.to_le_bytes()).collect();
     assert_eq!(vectors.data(), bytes);
+
+    // words after the tag mean what they did: their states are those after the class word, cut to as many tokens
+    let gpu = gpu(Setup::Lane);
+    let encoder = Checkpoint::open(&repo.join("demo/model")).unwrap().text_encoder(&gpu, DType::F32).unwrap();
+    let (clip, channels) = (encoder.clip(), own.channels());
+    let ids: Vec<u32> =
+        encoder.tokenizer().ids("short hair").unwrap().into_iter().cycle().take(own.count()).collect();
+    let ids = Tensor::from_u32(&gpu, &ids, &[1, own.count()]).unwrap();
+    let ordinary = clip.embed(&ids).unwrap().to_f32().unwrap();
+    let positions = clip.position_vectors().unwrap();
+    let ordinary = Key::new(ordinary.iter().zip(positions).map(|(e, p)| e - p).collect(), channels).unwrap();
+    let after = |key: &Key| {
+        let tag = Tag::new(encoder.tokenizer(), "hair_style_a").unwrap().with_key(key.clone().into());
+        let prompt = "a portrait of a man, hair_style_a, green sweater, night background";
+        let prompts = encoder.read(&[prompt], Reading::Literal, &[(0, &tag)]).unwrap();
+        let states = encoder.encode(&prompts, 0).unwrap().states.to_f32().unwrap();
+        states[prompts[0].mentions()[0].tokens.end * channels..].to_vec()
+    };
+    let (with, plain) = (after(own), after(&ordinary));
+    let far: f64 = with.iter().zip(&plain).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let moved = far / plain.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    // a key that is chosen for its own tokens alone moves them by 0.2
+    assert!(moved > 0.0 && moved < 0.05, "{moved}");
 
     let lora = format!("{},class=short hair", text(&file("portraits-hair_style_a.safetensors")));
     let arguments = ["--lora", &lora, "--samples", "1", "--no-blocks", "--json", "--dtype", "f32"];

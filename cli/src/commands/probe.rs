@@ -111,7 +111,10 @@ impl Probe {
         self.check_paths()?;
         let gpu = gpu()?;
         let dtype = supported(self.dtype, &gpu)?;
-        let mut pipeline = open(&gpu, &self.model.open()?, dtype)?;
+        let mut checkpoint = self.model.open()?;
+        checkpoint
+            .add_embeddings(loras.iter().flat_map(|(_, lora)| lora.file.embeddings.values().cloned()))?;
+        let mut pipeline = open(&gpu, &checkpoint, dtype)?;
         let [h, w, channels] = self.latent_shape(&pipeline)?;
         let mut features = Vec::new();
         for (name, lora) in &loras {

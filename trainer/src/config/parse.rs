@@ -127,7 +127,10 @@ impl Source<'_> {
         let source = |table, at| Source { text: self.text, table, at };
         match (value.get_ref(), N::REPEATED) {
             (DeValue::Table(table), false) => to.read(&[source(table, key)]),
-            (DeValue::Boolean(false), false) if to.turn_off() => Ok(()),
+            (DeValue::Boolean(false), false) if N::SWITCH => {
+                to.turn_off();
+                Ok(())
+            }
             (DeValue::Table(_), true) => {
                 wrong(format!("{one}: there may be several of these; write {several}"))
             }
@@ -143,6 +146,7 @@ impl Source<'_> {
             }
             (DeValue::Array(_), false) => wrong(format!("{several}: there is one of these; write {one}")),
             (_, true) => wrong(format!("{key}: must be tables, each under a line {several}")),
+            (_, false) if N::SWITCH => wrong(format!("{key}: must be false, or a table under a line {one}")),
             (_, false) => wrong(format!("{key}: must be a table, under a line {one}")),
         }
     }

@@ -61,10 +61,10 @@ pub(crate) struct Key {
 /// (`Vec`).
 pub(crate) trait Nested {
     const REPEATED: bool;
-    /// Takes `name = false`, where that can be said.
-    fn turn_off(&mut self) -> bool {
-        false
-    }
+    /// Whether `name = false` can be said.
+    const SWITCH: bool = false;
+    /// Takes it.
+    fn turn_off(&mut self) {}
     /// Whether that was said.
     fn is_off(&self) -> bool {
         false
@@ -140,9 +140,10 @@ impl<S> Switch<S> {
 impl<S: Section + Default> Nested for Switch<S> {
     const REPEATED: bool = false;
 
-    fn turn_off(&mut self) -> bool {
+    const SWITCH: bool = true;
+
+    fn turn_off(&mut self) {
         *self = Self::Off;
-        true
     }
 
     fn is_off(&self) -> bool {

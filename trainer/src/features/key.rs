@@ -61,7 +61,8 @@ pub(crate) struct Found {
     /// The same of the states at the tag's tokens, before and with the key.
     pub before: f64,
     pub with: f64,
-    /// How far the states after the tag are from what they are after an ordinary word, as a share of their energy.
+    /// How far the states after the tag are from what they are after an ordinary word, as a share of their energy; in the captions of
+    /// the last step.
     pub moved: f64,
 }
 
